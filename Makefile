@@ -1,0 +1,64 @@
+# Everything runs in .venv, which the first target that needs it makes from requirements/dev.txt.
+# It takes Python 3.10 or newer, make and a package index; uv only makes it faster.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := worker tests benchmarks examples
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-chaos test-matrix check format exports bench lock clean
+
+help:
+	@echo "make run          the main job: a parameter server and elastic trainers on this machine, with a kill"
+	@echo "make test         the whole test suite"
+	@echo "make test-chaos   random joins, leaves, drains and kills; an etcd outage"
+	@echo "make test-matrix  a smoke selection on the oldest and the newest Python and torch"
+	@echo "make check        format, lint, types, layers, public names"
+	@echo "make bench        beside torch RPC and a bare socket, in one run"
+	@echo "make format       format the code;  make exports  accept changed public names"
+	@echo "make lock         resolve requirements/dev.txt anew;  make clean  remove .venv and caches"
+
+run: $(READY)
+	@$(BIN)/python -m examples.digits.demo
+
+test: $(READY)
+	@$(BIN)/python -m pytest tests -m "not chaos" -n 2 --dist loadfile
+
+test-chaos: $(READY)
+	@$(BIN)/python -m pytest tests -m chaos
+
+test-matrix: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/matrix.sh
+
+check: $(READY)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pytest tests/test_exports.py tests/test_layers.py tests/test_mirror.py
+
+format: $(READY)
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix --select I $(SOURCES)
+
+exports: $(READY)
+	@$(BIN)/python tests/test_exports.py
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+# --no-emit-*: the file names packages and hashes, never where they came from.
+lock: $(READY)
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o requirements/dev.txt
+	@echo "requirements/dev.txt resolved; 'make test' installs it"
+
+clean:
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache worker/*.egg-info
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements/dev.txt pyproject.toml requirements/install.sh
+	@PYTHON="$(PYTHON)" requirements/install.sh $(VENV) requirements/dev.txt
+	@touch $@
