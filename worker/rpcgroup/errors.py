@@ -1,0 +1,121 @@
+"""One hierarchy for everything this package raises.
+
+The torch-facing ones also derive from what `torch.distributed.rpc` programs catch: `RuntimeError` for calls,
+`ValueError` for arguments and device maps. Our own misuse (`Local...`) and the peer's fault (`Remote...`) are
+told apart, as in h11.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CallCancelledError",
+    "CallTimeoutError",
+    "DrainedError",
+    "GroupError",
+    "HandshakeError",
+    "JoinError",
+    "LocalProtocolError",
+    "ManifestError",
+    "MemberExistsError",
+    "MessageTooLargeError",
+    "NotInitializedError",
+    "OwnerDiedError",
+    "PeerUnreachableError",
+    "ProtocolError",
+    "RRefError",
+    "RemoteProtocolError",
+    "RendezvousError",
+    "RendezvousUnavailableError",
+    "RpcGroupError",
+    "SerializationError",
+    "UnknownWorkerError",
+]
+
+
+class RpcGroupError(Exception):
+    """Base of every error of this package."""
+
+
+class NotInitializedError(RpcGroupError, RuntimeError):
+    """A call before `init_rpc` or after `shutdown`."""
+
+
+# Calls.
+class CallTimeoutError(RpcGroupError, RuntimeError, TimeoutError):
+    """A call took longer than its timeout. The text begins `RPC ran for more than set timeout (N ms)`."""
+
+
+class CallCancelledError(RpcGroupError, RuntimeError):
+    """The call was cancelled before its function started."""
+
+
+class PeerUnreachableError(RpcGroupError, RuntimeError, ConnectionError):
+    """The callee died or cannot be reached. The function of a pending call ran at most once."""
+
+
+class UnknownWorkerError(RpcGroupError, RuntimeError, ValueError):
+    """No member of the group has that name, id or info."""
+
+
+class SerializationError(RpcGroupError, RuntimeError, TypeError):
+    """An argument or a result cannot be sent; raised at the sender, and nothing was sent."""
+
+
+class MessageTooLargeError(SerializationError):
+    """A message is over the cap; raised at the sender, and nothing was sent."""
+
+
+# References.
+class RRefError(RpcGroupError, RuntimeError):
+    """A reference cannot be used: its creation failed, or it is used where it must not be."""
+
+
+class OwnerDiedError(RRefError, PeerUnreachableError):
+    """The worker that held the value of an RRef is dead; the value is lost."""
+
+
+# The wire.
+class ProtocolError(RpcGroupError):
+    """The wire protocol was violated."""
+
+
+class LocalProtocolError(ProtocolError):
+    """By this process: a bug here."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """By the peer: it is disconnected, nothing of what it sent is used."""
+
+
+class HandshakeError(RemoteProtocolError, ConnectionError):
+    """The peer did not prove the group's secret, or speaks another version, or is not who it should be."""
+
+
+# Membership.
+class GroupError(RpcGroupError, RuntimeError):
+    """Something about the group."""
+
+
+class RendezvousError(GroupError):
+    """The rendezvous refused an operation."""
+
+
+class RendezvousUnavailableError(RendezvousError, ConnectionError):
+    """No endpoint of the rendezvous answers."""
+
+
+class JoinError(GroupError, ValueError):
+    """This worker does not fit into the group; the text names the member and the reason."""
+
+
+class MemberExistsError(JoinError):
+    """A live member has this name already."""
+
+
+class DrainedError(GroupError):
+    """The work was refused because the worker is leaving."""
+
+
+# The resource.
+class ManifestError(RpcGroupError, ValueError):
+    """A manifest is not valid: the text has one line for each fault, with the field's path and what is expected."""

@@ -1,0 +1,84 @@
+"""The member record: what one worker tells the others about itself."""
+
+from __future__ import annotations
+
+import enum
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from rpcgroup.contract import DEFAULT_ROLE, PROTOCOL_VERSION
+from rpcgroup.errors import RendezvousError
+
+__all__ = ["MemberRecord", "MemberState", "new_token"]
+
+
+class MemberState(str, enum.Enum):
+    """The life of a member, in its own words (but EVICTED); absence of the record is not one of them.
+
+    LEAVING is the farewell: a record that goes in this state was taken back by its worker. EVICTED is written by
+    whoever ran the worker and knows that it is gone, just before its lease is revoked.
+    """
+
+    JOINING = "joining"
+    READY = "ready"
+    DRAINING = "draining"
+    LEAVING = "leaving"
+    EVICTED = "evicted"
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    """One worker of a group.
+
+    `incarnation` is the etcd create revision of the record when its worker first joined: unique and monotonic
+    within the group; it stays when a lost lease makes the worker put its record back. `token` is random and
+    proves, when the outcome of a write is unknown, that a record is mine. `id` is the rank where the user gave
+    one, else the incarnation. `address` is what a transport can dial, e.g. `tcp://10.0.0.7:41234`.
+    `device_maps` is target worker -> source device -> target device, devices written as torch prints them.
+    `reason` says why a member leaves, where there is something to say: a worker that did not fit tells all others.
+    """
+
+    name: str
+    role: str = DEFAULT_ROLE
+    id: int = -1
+    incarnation: int = 0
+    token: str = ""
+    address: str = ""
+    host: str = ""
+    devices: tuple[str, ...] = ()
+    device_count: int = 0
+    device_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    state: MemberState = MemberState.JOINING
+    labels: Mapping[str, str] = field(default_factory=dict)
+    pod_name: str = ""
+    pod_uid: str = ""
+    reason: str = ""
+    protocol: int = PROTOCOL_VERSION
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, create_revision: int) -> MemberRecord:
+        """Fields unknown to this version are dropped. Raises `RendezvousError` for what is no record."""
+        try:
+            raw: dict[str, Any] = json.loads(data)
+            known = {f.name for f in fields(cls)}
+            record = cls(**{k: v for k, v in raw.items() if k in known})
+            record = replace(record, state=MemberState(record.state), devices=tuple(record.devices))
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise RendezvousError(f"not a member record: {data[:80]!r}: {exc}") from exc
+        return record.joined(create_revision)
+
+    def joined(self, create_revision: int) -> MemberRecord:
+        """This record as it counts once it is stored: with its incarnation and id."""
+        incarnation = self.incarnation or create_revision
+        return replace(self, incarnation=incarnation, id=self.id if self.id >= 0 else incarnation)
+
+
+def new_token() -> str:
+    """What tells my record from another's of the same name: 128 random bits."""
+    return secrets.token_hex(16)

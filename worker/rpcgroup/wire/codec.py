@@ -1,0 +1,275 @@
+"""Python objects to bodies and back: pickle protocol 5, with tensors, arrays and references beside the pickle.
+
+A body is one of
+    NOTHING   no bytes: no arguments, or None
+    PICKLE    one pickle of simple values
+    TENSORS   u16 count, padding to 8, then the tensors: arguments that are all plain tensors
+    OBJECTS   the general case: `_OBJECTS` header, the attached tensors, the references, the pickle
+
+In OBJECTS the pickle says `getitem(LIST, i)` for the i-th attached tensor or reference, where LIST is an
+out-of-band buffer for which the receiver hands in its decoded list: the C unpickler picks the objects up and
+no Python code runs. Pickle by reference is tried first, then `cloudpickle` by value.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+import struct
+from collections import ChainMap
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from itertools import repeat
+from operator import getitem
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from rpcgroup.errors import RemoteProtocolError, SerializationError
+from rpcgroup.wire.tensors import INLINE_LIMIT, can_travel, decode_tensor, encode_tensor
+
+__all__ = ["FORMAT_MASK", "NOTHING", "OBJECTS", "PICKLE", "TENSORS", "Codec", "Encoded"]
+
+NOTHING: Final = 0
+PICKLE: Final = 1
+TENSORS: Final = 2
+OBJECTS: Final = 3
+FORMAT_MASK: Final = 3
+
+_SIMPLE: Final = frozenset((int, float, str, bool, type(None), bytes))
+_Tensor = torch.Tensor
+_COUNT: Final = struct.Struct("<HHI")
+_OBJECTS: Final = struct.Struct("<IIIIQ")
+"""attached objects, raw buffers, bytes of the references, entries of the buffer order, size of the pickle"""
+_REFERENCE: Final = 255
+"""Instead of a tensor's dtype code: the attached object is the next reference."""
+_REFERENCE_ENTRY: Final = bytes((_REFERENCE, 0, 0, 0, 0, 0, 0, 0))
+
+_LIST_STAND_IN: Final = bytearray(1)
+_UNPICKLABLE: Final = (pickle.PicklingError, AttributeError, TypeError, NotImplementedError)
+
+
+class Encoded(NamedTuple):
+    """`flags` (one of the formats), the body, the buffers that follow it."""
+
+    flags: int
+    body: bytes
+    buffers: list[memoryview]
+
+
+_NOTHING_ENCODED: Final = Encoded(NOTHING, b"", [])
+
+
+class Codec:
+    """Encodes and decodes for one agent; stateless, thread-safe.
+
+    `reference_type` is the class whose instances travel as references: `fork` turns one into bytes-able data when
+    it is encoded, `receive` turns the list of such data into references when a body is decoded.
+    """
+
+    def __init__(self, reference_type: type | None = None) -> None:
+        self._reference_type = reference_type
+
+    def encode(
+        self, values: tuple[Any, ...], fork: Callable[[Any], Any] | None = None, *, by_value: bool = False
+    ) -> Encoded:
+        """Encode arguments, or a result as a 1-tuple.
+
+        `by_value` sends what lives in `__main__` by value: the receiver's `__main__` is another program.
+        Raises `SerializationError` naming what cannot be sent.
+        """
+        if not values:
+            return _NOTHING_ENCODED
+        simple = tensors = True
+        for value in values:
+            kind = type(value)
+            if kind is not _Tensor:
+                tensors = False
+            if kind not in _SIMPLE:
+                simple = False
+        if simple:
+            return Encoded(PICKLE, pickle.dumps(values, 5), [])
+        if tensors and len(values) < 65536 and all(map(can_travel, values)):
+            return _encode_tensors(values)
+        return self._encode_objects(values, fork, by_value)
+
+    def decode(
+        self,
+        flags: int,
+        body: bytes | bytearray,
+        start: int,
+        buffers: Sequence[Any] | None,
+        receive: Callable[[list[Any]], list[Any]] | None = None,
+    ) -> tuple[Any, ...]:
+        """The values that `encode` was given. Runs the pickles of a peer that has proved the secret."""
+        form = flags & FORMAT_MASK
+        if form == NOTHING:
+            return ()
+        if form == PICKLE:
+            values: tuple[Any, ...] = pickle.loads(memoryview(body)[start:] if start else body)
+            return values
+        if not isinstance(body, bytearray):
+            body = bytearray(body)
+        if form == TENSORS:
+            return _decode_tensors(body, start, iter(buffers or ()))
+        return _decode_objects(body, start, list(buffers or ()), receive)
+
+    def _encode_objects(
+        self, values: tuple[Any, ...], fork: Callable[[Any], Any] | None, by_value: bool
+    ) -> Encoded:
+        try:
+            pickled = _Pickling(self._reference_type)
+            pickled.dump(values)
+            if by_value and b"__main__" in pickled.stream.getbuffer():
+                raise pickle.PicklingError("refers to this program's __main__")
+        except _UNPICKLABLE as exc:
+            pickled = _Pickling(self._reference_type)
+            try:
+                pickled.dump_by_value(values)
+            except SerializationError:
+                raise
+            except Exception as last:
+                raise SerializationError(
+                    f"cannot be sent: {type(last).__name__}: {last} (by reference: {exc})"
+                ) from last
+        except RecursionError as exc:
+            raise SerializationError("cannot be sent: nested too deeply to pickle") from exc
+        return pickled.finish(fork)
+
+
+class _Pickling:
+    """One pickle under way and what was taken out of it."""
+
+    __slots__ = ("attached", "order", "raw", "reference_type", "stream")
+
+    def __init__(self, reference_type: type | None) -> None:
+        self.reference_type = reference_type
+        self.stream = BytesIO()
+        self.attached: list[Any] = []
+        self.raw: list[memoryview] = []
+        self.order = bytearray()
+        """For each out-of-band buffer of the pickle: 0 = the list of attached objects, 1 = the next raw buffer."""
+
+    def dump(self, values: tuple[Any, ...]) -> None:
+        pickler = pickle.Pickler(self.stream, 5, buffer_callback=self._keep_in_band)
+        # A plain dict, not a ChainMap: every object of the graph looks itself up here.
+        pickler.dispatch_table = {**copyreg.dispatch_table, **self._reductions()}
+        pickler.dump(values)
+
+    def dump_by_value(self, values: tuple[Any, ...]) -> None:
+        import cloudpickle
+
+        pickler = cloudpickle.Pickler(self.stream, 5, buffer_callback=self._keep_in_band)
+        pickler.dispatch_table = ChainMap(self._reductions(), pickler.dispatch_table)
+        pickler.dump(values)
+
+    def finish(self, fork: Callable[[Any], Any] | None) -> Encoded:
+        references: list[Any] = []
+        parts: list[bytes] = [b""]
+        buffers = self.raw
+        raw_count = len(buffers)
+        offset = _OBJECTS.size
+        for value in self.attached:
+            if isinstance(value, _Tensor):
+                offset = encode_tensor(value, parts, offset, buffers)
+            elif fork is None:
+                raise SerializationError("a reference can only be sent by a call")
+            else:
+                references.append(fork(value))
+                parts.append(_REFERENCE_ENTRY)
+                offset += len(_REFERENCE_ENTRY)
+        blob = pickle.dumps(references, 5) if references else b""
+        # Without raw buffers every out-of-band buffer is the list, and the order need not be said.
+        order = bytes(self.order) if raw_count else b""
+        pickled = self.stream.getvalue()
+        parts[0] = _OBJECTS.pack(len(self.attached), raw_count, len(blob), len(order), len(pickled))
+        parts += (blob, order, pickled)
+        return Encoded(OBJECTS, b"".join(parts), buffers)
+
+    def _reductions(self) -> dict[type, Callable[[Any], Any]]:
+        table: dict[type, Callable[[Any], Any]] = {_Tensor: self._reduce_tensor}
+        if self.reference_type is not None:
+            table[self.reference_type] = self._attach
+        return table
+
+    def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
+        if can_travel(tensor):
+            return self._attach(tensor)
+        if tensor.device.type not in ("cpu", "meta"):
+            raise SerializationError(
+                f"cannot be sent: a tensor of shape {tuple(tensor.shape)} is on {tensor.device}; "
+                "move it to the CPU first"
+            )
+        return tensor.__reduce_ex__(5)
+
+    def _attach(self, value: Any) -> Any:
+        self.attached.append(value)
+        return getitem, (pickle.PickleBuffer(_LIST_STAND_IN), len(self.attached) - 1)
+
+    def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        """pickle's buffer callback: true leaves the buffer inside the pickle."""
+        memory = buffer.raw()
+        if memory.obj is _LIST_STAND_IN:
+            self.order.append(0)
+            return False
+        if memory.nbytes <= INLINE_LIMIT:
+            return True
+        self.raw.append(memory)
+        self.order.append(1)
+        return False
+
+
+def _encode_tensors(values: tuple[Any, ...]) -> Encoded:
+    parts = [_COUNT.pack(len(values), 0, 0)]
+    buffers: list[memoryview] = []
+    offset = 8
+    for tensor in values:
+        offset = encode_tensor(tensor, parts, offset, buffers)
+    return Encoded(TENSORS, b"".join(parts), buffers)
+
+
+def _decode_tensors(body: bytearray, start: int, buffers: Any) -> tuple[Any, ...]:
+    count = _COUNT.unpack_from(body, start)[0]
+    offset = start + 8
+    tensors = []
+    for _ in range(count):
+        tensor, offset = decode_tensor(body, offset, start, buffers)
+        tensors.append(tensor)
+    return tuple(tensors)
+
+
+def _decode_objects(
+    body: bytearray, start: int, buffers: list[Any], receive: Callable[[list[Any]], list[Any]] | None
+) -> tuple[Any, ...]:
+    count, raw_count, blob_size, order_size, pickle_size = _OBJECTS.unpack_from(body, start)
+    tail = len(body) - pickle_size - order_size - blob_size
+    if tail < start or raw_count > len(buffers):
+        raise RemoteProtocolError("a message's sections do not fit into its body")
+    view = memoryview(body)
+    references: list[Any] = []
+    if blob_size:
+        if receive is None:
+            raise RemoteProtocolError("a message carries references where none are expected")
+        references = receive(pickle.loads(view[tail : tail + blob_size]))
+    attached = _decode_attached(body, start, count, iter(buffers[raw_count:]), iter(references))
+    if order_size:
+        raw = iter(buffers)
+        order = view[tail + blob_size : tail + blob_size + order_size]
+        lists: Any = [next(raw) if entry else attached for entry in order]
+    else:
+        lists = repeat(attached)
+    values: tuple[Any, ...] = pickle.loads(view[len(body) - pickle_size :], buffers=lists)
+    return values
+
+
+def _decode_attached(body: bytearray, start: int, count: int, buffers: Any, references: Any) -> list[Any]:
+    offset = start + _OBJECTS.size
+    attached: list[Any] = []
+    for _ in range(count):
+        if body[offset] == _REFERENCE:
+            attached.append(next(references))
+            offset += len(_REFERENCE_ENTRY)
+        else:
+            tensor, offset = decode_tensor(body, offset, start, buffers)
+            attached.append(tensor)
+    return attached

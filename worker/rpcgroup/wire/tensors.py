@@ -1,0 +1,121 @@
+"""Tensors beside the pickle: metadata and small data in the body, larger data as buffers of the frame.
+
+    per tensor  u8 dtype  u8 dimensions  u8 flags  u8 0  u32 0   then i64 for each dimension
+                then, unless OUT_OF_BAND, padding to 16 bytes and the dense data
+
+Only dense views travel, never the whole storage behind one.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import torch
+
+from rpcgroup.errors import RemoteProtocolError, SerializationError
+
+__all__ = ["INLINE_LIMIT", "can_travel", "decode_tensor", "encode_tensor", "tensor_memory"]
+
+INLINE_LIMIT: Final = 16384
+"""Bytes: up to this size one copy into the frame is cheaper than a buffer of its own."""
+
+REQUIRES_GRAD: Final = 1
+OUT_OF_BAND: Final = 2
+_ALIGNMENT: Final = 16
+
+# The position is the code on the wire: append only. A torch that lacks one cannot receive it.
+_DTYPE_NAMES: Final = (
+    "uint8 int8 int16 int32 int64 float16 float32 float64 bool bfloat16 complex32 complex64 complex128 "
+    "uint16 uint32 uint64 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
+).split()
+_DTYPES: Final[list[torch.dtype | None]] = [getattr(torch, name, None) for name in _DTYPE_NAMES]
+_CODES: Final[dict[torch.dtype, int]] = {d: i for i, d in enumerate(_DTYPES) if d is not None}
+_SIZES: Final = [d.itemsize if d is not None else 0 for d in _DTYPES]
+
+_META: Final = struct.Struct("<BBBBI")
+_SHAPES: Final = [struct.Struct(f"<{n}q") for n in range(65)]
+_uint8 = torch.uint8
+_frombuffer = torch.frombuffer
+
+
+def can_travel(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is plain enough to travel as raw memory; else torch's own reduction has to do."""
+    return (
+        tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.dtype in _CODES
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
+
+
+def tensor_memory(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a dense copy or, where it is contiguous, of the tensor itself."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    if not tensor.dim():
+        tensor = tensor.reshape(1)
+    try:
+        return memoryview(tensor.numpy()).cast("B")
+    except TypeError:  # numpy has no bfloat16 and no float8
+        return memoryview(tensor.view(_uint8).numpy()).cast("B")
+
+
+def encode_tensor(tensor: torch.Tensor, parts: list[bytes], offset: int, buffers: list[memoryview]) -> int:
+    """Append a tensor that `can_travel` to the body's `parts`, which hold `offset` bytes; returns the new offset."""
+    shape = tensor.shape
+    dimensions = len(shape)
+    size = tensor.nbytes
+    flags = REQUIRES_GRAD if tensor.requires_grad else 0
+    code = _CODES[tensor.dtype]
+    if size > INLINE_LIMIT:
+        parts.append(_META.pack(code, dimensions, flags | OUT_OF_BAND, 0, 0) + _SHAPES[dimensions].pack(*shape))
+        buffers.append(tensor_memory(tensor))
+        return offset + 8 + 8 * dimensions
+    head = _META.pack(code, dimensions, flags, 0, 0) + _SHAPES[dimensions].pack(*shape)
+    start = offset + len(head)
+    padding = -start % _ALIGNMENT
+    try:
+        data = (tensor.detach() if flags else tensor).numpy().tobytes()
+    except TypeError:
+        data = bytes(tensor_memory(tensor))
+    parts.append(head + b"\0" * padding + data)
+    return start + padding + size
+
+
+def decode_tensor(body: bytearray, offset: int, base: int, buffers: Any) -> tuple[torch.Tensor, int]:
+    """The tensor at `offset` of `body`; alignment counts from `base`; `buffers` iterates over what follows.
+
+    Returns the tensor, which shares the body's or the buffer's memory, and the offset behind it.
+    """
+    code, dimensions, flags, _, _ = _META.unpack_from(body, offset)
+    shape = _SHAPES[dimensions].unpack_from(body, offset + 8)
+    offset += 8 + 8 * dimensions
+    dtype = _DTYPES[code] if code < len(_DTYPES) else None
+    if dtype is None:
+        name = _DTYPE_NAMES[code] if code < len(_DTYPE_NAMES) else f"of code {code}"
+        raise SerializationError(f"this torch ({torch.__version__}) has no dtype {name}")
+    if flags & OUT_OF_BAND:
+        tensor = _frombuffer(next(buffers), dtype=dtype)
+        if dimensions != 1:
+            tensor = tensor.view(shape)
+    else:
+        count = 1
+        for n in shape:
+            count *= n
+        offset += (base - offset) % _ALIGNMENT
+        if count:
+            tensor = _frombuffer(body, dtype=dtype, count=count, offset=offset)
+            offset += count * _SIZES[code]
+            if dimensions != 1:
+                tensor = tensor.view(shape)
+        else:
+            tensor = torch.empty(shape, dtype=dtype)
+    if tensor.numel() and offset > len(body):
+        raise RemoteProtocolError("a tensor reaches beyond its message")
+    if flags & REQUIRES_GRAD:
+        tensor.requires_grad_(True)
+    return tensor, offset
