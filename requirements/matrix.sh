@@ -3,6 +3,11 @@
 # Interpreters are those already on this machine; a missing one is named and passed over.
 set -u
 
+# pyenv's shims answer only for the version in use; what it has installed lies beside them.
+for bin in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin; do
+    [ -d "$bin" ] && PATH="$bin:$PATH"
+done
+
 SMOKE="tests/worker -m smoke"
 PAIRS="3.10:torch==2.6.* 3.11:torch 3.12:torch 3.13:torch 3.14:torch"
 failed=""
