@@ -18,8 +18,8 @@ __all__ = ["MemberRecord", "MemberState", "new_token"]
 class MemberState(str, enum.Enum):
     """The life of a member, in its own words (but EVICTED); absence of the record is not one of them.
 
-    LEAVING is the farewell: a record that goes in this state was taken back by its worker. EVICTED is written by
-    whoever ran the worker and knows that it is gone, just before its lease is revoked.
+    LEAVING is the farewell: a record that goes in this state was taken back by its worker. EVICTED is
+    written by whoever ran the worker and knows that it is gone, just before its lease is revoked.
     """
 
     JOINING = "joining"
@@ -35,10 +35,10 @@ class MemberRecord:
 
     `incarnation` is the etcd create revision of the record when its worker first joined: unique and monotonic
     within the group; it stays when a lost lease makes the worker put its record back. `token` is random and
-    proves, when the outcome of a write is unknown, that a record is mine. `id` is the rank where the user gave
-    one, else the incarnation. `address` is what a transport can dial, e.g. `tcp://10.0.0.7:41234`.
+    proves, when the outcome of a write is unknown, that a record is mine. `id` is the rank where the user
+    gave one, else the incarnation. `address` is what a transport can dial, e.g. `tcp://10.0.0.7:41234`.
     `device_maps` is target worker -> source device -> target device, devices written as torch prints them.
-    `reason` says why a member leaves, where there is something to say: a worker that did not fit tells all others.
+    `reason` says why a member leaves, where there is something to say: why it did not fit, for example.
     """
 
     name: str

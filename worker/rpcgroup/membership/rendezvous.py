@@ -70,9 +70,9 @@ class DrainRequest:
 class GroupListener(Protocol):
     """Called by threads of the rendezvous, one call at a time and in order; must not block.
 
-    The first `on_view` has every record as RecordPut. A record that goes and comes back (a lost lease) shows as
-    RecordGone and RecordPut of the same incarnation; `membership.tracker` says what that means. My own record is
-    there too: a RecordPut of my name with another token says that another worker took my place.
+    The first `on_view` has every record as RecordPut. A record that goes and comes back (a lost lease) shows
+    as RecordGone and RecordPut of the same incarnation; `membership.tracker` says what that means. My own
+    record is there too: a RecordPut of my name with another token says that another worker took my place.
     """
 
     def on_view(self, view: GroupView, events: Sequence[RecordEvent]) -> None: ...
@@ -134,7 +134,10 @@ class Rendezvous(Protocol):
         ...
 
     def leave(self, timeout: float) -> None:
-        """Say farewell (state LEAVING), delete the record, end the lease. Idempotent; never raises for an outage."""
+        """Say farewell (state LEAVING), delete the record, end the lease; the listener hears no more.
+
+        Idempotent; never raises for an outage.
+        """
         ...
 
     def view(self) -> GroupView:
