@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: calls beside torch RPC and a bare socket, joins, idling; a table, JSON and a plot."""
+"""`python -m benchmarks`: calls beside torch RPC and a bare socket, joins, idling."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from rpcgroup.local.etcd import PrivateEtcd
 
 from benchmarks.calls import compare
 from benchmarks.meeting import Meeting, free_port
 from benchmarks.members import idle, joins
 from benchmarks.report import OURS, THEIRS
 from benchmarks.workloads import WORKLOADS
-from rpcgroup.local.etcd import PrivateEtcd
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = [*(workload.name for workload in WORKLOADS), "joins", "idle"]
