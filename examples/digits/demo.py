@@ -51,7 +51,7 @@ class Demo:
     def members(self) -> list[dict[str, Any]]:
         """As `rpcgroup status` tells them; none while the job is not up yet."""
         answer = subprocess.run(
-            [RPCGROUP, "status", GROUP, "-o", "json"], capture_output=True, text=True, timeout=30
+            [RPCGROUP, "status", GROUP, "-o", "json"], check=False, capture_output=True, text=True, timeout=30
         )
         members: list[dict[str, Any]] = json.loads(answer.stdout)["members"] if answer.returncode == 0 else []
         return members
