@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import _thread
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rpcgroup.wire.frames import Frame
 
 if TYPE_CHECKING:
     from rpcgroup.agent.link import Link
+    from rpcgroup.futures import Future
 
 __all__ = ["Call"]
 
@@ -21,7 +21,7 @@ class Call:
     clock, 0 = none. `lock` wakes the one thread that waits; a fresh one per wait, so no wake-up is stale.
     """
 
-    __slots__ = ("deadline", "done", "error", "frame", "id", "link", "lock", "on_done", "timeout_ms")
+    __slots__ = ("deadline", "done", "error", "frame", "future", "id", "link", "lock", "timeout_ms")
 
     def __init__(self, link: Link, id: int, timeout_ms: int, deadline: float) -> None:
         self.link = link
@@ -32,7 +32,7 @@ class Call:
         self.error: BaseException | None = None
         self.frame: Frame | None = None
         self.lock: _thread.LockType | None = None
-        self.on_done: Callable[[Call], None] | None = None
+        self.future: Future[Any] | None = None
 
     def complete(self, frame: Frame) -> None:
         self.frame = frame
@@ -50,8 +50,6 @@ class Call:
                 lock.release()
             except RuntimeError:
                 pass  # a promotion had woken it already
-        if self.on_done is not None:
-            self.on_done(self)
 
     def result(self) -> Any:
         """The value, or raise what went wrong. Only once `done`."""

@@ -23,8 +23,9 @@ _log = logging.getLogger(__name__)
 class Pool:
     """Starts threads as they are needed and lets idle ones go; `close` joins them."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, wake_monitor: Callable[[], None]) -> None:
         self._name = name
+        self._wake_monitor = wake_monitor
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards _threads, _closed
         self._threads: set[threading.Thread] = set()
@@ -39,6 +40,8 @@ class Pool:
         self._jobs.put(job)
         if len(self._threads) < BASE_THREADS and self._busy + self._jobs.qsize() > len(self._threads):
             self._start(1)
+        elif self.saturated:
+            self._wake_monitor()  # it lets the pool grow
 
     @property
     def waiting(self) -> int:

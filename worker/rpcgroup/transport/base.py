@@ -55,8 +55,12 @@ class Stream(Protocol):
         """Bound each send and receive by `timeout` seconds (`TimeoutError`); None: back to normal."""
         ...
 
+    def shutdown(self) -> None:
+        """Fail whoever is inside another method, and everybody after; the descriptor stays. Idempotent."""
+        ...
+
     def close(self) -> None:
-        """Wake whoever is inside another method, and end. Idempotent."""
+        """`shutdown`, and give the descriptor back: nobody may be inside another method. Idempotent."""
         ...
 
 

@@ -42,6 +42,7 @@ class Channel:
 
     __slots__ = (
         "_acknowledged",
+        "_rest",
         "_unacknowledged",
         "acked_to_peer",
         "broken",
@@ -58,13 +59,15 @@ class Channel:
         self.stream = stream
         self.reader = reader
         self.read_lock = _thread.allocate_lock()  # guards reader, _acknowledged
-        self.write_lock = _thread.allocate_lock()  # guards the stream's sending side
+        self.write_lock = _thread.allocate_lock()  # guards the stream's sending side, _rest
         self.out: deque[OutFrame] = deque()
         self.queued_since_flush = 0
         self.reads = 0
         self.broken = False
         self.acked_to_peer = 0
         """What the peer has been told of `reader.received`; a stale value only costs an extra acknowledgement."""
+        self._rest: memoryview | None = None
+        """What `try_flush` began to write and the kernel did not take."""
         self._unacknowledged: deque[OutFrame] = deque()
         self._acknowledged = 0
 
@@ -81,7 +84,7 @@ class Channel:
     def flush(self) -> None:
         """Write what is queued, unless somebody is at it, or the connection is broken."""
         out, lock = self.out, self.write_lock
-        while out and not self.broken and lock.acquire(False):
+        while (out or self._rest) and not self.broken and lock.acquire(False):
             try:
                 self._write_queued()
             except OSError:
@@ -90,66 +93,67 @@ class Channel:
                 lock.release()
 
     def try_flush(self) -> None:
-        """As `flush`, but never waits for the peer to make room: for threads that must not block.
-
-        Only whole small frames are tried; a frame that the kernel takes in part is finished by the next `flush`.
-        """
-        out, lock = self.out, self.write_lock
-        if self.broken or not out or not isinstance(out[0], bytes) or not lock.acquire(False):
+        """Write as many small frames as there is room for; for threads that must not block."""
+        if self.broken or self._rest or not self.write_lock.acquire(False):
             return
         try:
-            frame = out[0]
-            assert isinstance(frame, bytes)
-            taken = self.stream.try_send(frame)
-            out.popleft()
-            self._unacknowledged.append(frame)
-            if taken < len(frame):
-                self._send_all(memoryview(frame)[taken:])
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.broken = True
-        finally:
-            lock.release()
-
-    def send_acknowledgement(self) -> None:
-        """Tell the peer what has arrived; nothing else would carry it. Does not wait for room."""
-        if self.broken or not self.write_lock.acquire(False):
-            return
-        try:
-            data = HEADER.pack(0, 0, 0, 0, 0, 0, 0, self.acknowledgement())
-            taken = self.stream.try_send(data)
-            if taken < len(data):
-                self._send_all(memoryview(data)[taken:])
-        except BlockingIOError:
-            pass
+            batch = self._take_batch()
+            if batch:
+                self._try_send(batch)
         except OSError:
             self.broken = True
         finally:
             self.write_lock.release()
 
+    def send_acknowledgement(self) -> None:
+        """Tell the peer what has arrived; nothing else would carry it. Does not wait for room."""
+        if self.broken or self._rest or not self.write_lock.acquire(False):
+            return
+        try:
+            self._try_send(HEADER.pack(0, 0, 0, 0, 0, 0, 0, self.acknowledgement()))
+        except OSError:
+            self.broken = True
+        finally:
+            self.write_lock.release()
+
+    def _try_send(self, data: bytes) -> None:
+        try:
+            taken = self.stream.try_send(data)
+        except BlockingIOError:
+            taken = 0
+        if taken < len(data):
+            self._rest = memoryview(data)[taken:]
+
+    def _take_batch(self) -> bytes:
+        """Queued small frames, joined, and kept until they are acknowledged."""
+        out, kept = self.out, self._unacknowledged
+        self.queued_since_flush = 0
+        batch: list[bytes] = []
+        size = 0
+        while out and size < WRITE_BATCH:
+            frame = out[0]
+            if not isinstance(frame, bytes):
+                break
+            out.popleft()
+            kept.append(frame)
+            batch.append(frame)
+            size += len(frame)
+        return batch[0] if len(batch) == 1 else b"".join(batch)
+
     def _write_queued(self) -> None:
-        out, kept, send = self.out, self._unacknowledged, self.stream.send
+        if self._rest:
+            self._send_all(self._rest)
+            self._rest = None
+        out, send = self.out, self.stream.send
         while out:
-            self.queued_since_flush = 0
-            batch: list[bytes] = []
-            size = 0
-            while out and size < WRITE_BATCH:
-                frame = out[0]
-                if not isinstance(frame, bytes):
-                    break
-                out.popleft()
-                kept.append(frame)
-                batch.append(frame)
-                size += len(frame)
-            if batch:
-                data = batch[0] if len(batch) == 1 else b"".join(batch)
+            data = self._take_batch()
+            if data:
                 taken = send(data)
                 if taken < len(data):
                     self._send_all(memoryview(data)[taken:])
             elif out:
                 frame = out.popleft()
-                kept.append(frame)
+                self._unacknowledged.append(frame)
                 self._send_parts([memoryview(part) for part in frame])  # type: ignore[arg-type]
 
     def _send_parts(self, parts: list[memoryview]) -> None:
@@ -227,6 +231,7 @@ class Channel:
             self._acknowledged = received_by_peer
             self.out.extendleft(reversed(self._unacknowledged))
             self._unacknowledged.clear()
+            self._rest = None
             self.reader.reset()
             self.stream = stream
             self.broken = False

@@ -56,9 +56,12 @@ class SocketStream:
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, _READ_TIMEOUT if timeout is None else value
         )
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass
+            pass  # it is over already
+
+    def close(self) -> None:
+        self.shutdown()
         self._socket.close()

@@ -1,0 +1,347 @@
+"""One worker's agent: its threads, its links to others, their sessions with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from rpcgroup import futures
+from rpcgroup.agent.doorway import Doorway
+from rpcgroup.agent.invocation import Invocation
+from rpcgroup.agent.link import Link
+from rpcgroup.agent.monitor import Monitor
+from rpcgroup.agent.options import AgentOptions
+from rpcgroup.agent.peer import Peer
+from rpcgroup.agent.pool import Pool
+from rpcgroup.agent.reactor import Reactor
+from rpcgroup.agent.reference_port import ReferencePort
+from rpcgroup.agent.session import Session
+from rpcgroup.errors import NotInitializedError, PeerUnreachableError, UnknownWorkerError
+from rpcgroup.futures import Future
+from rpcgroup.membership.record import MemberRecord
+from rpcgroup.rref.context import RRefContext
+from rpcgroup.rref.rref import RRef
+from rpcgroup.transport.base import Transport
+from rpcgroup.transport.memory_pool import ReceivePool
+from rpcgroup.wire.codec import Codec
+from rpcgroup.wire.frames import pack_frame
+from rpcgroup.wire.functions import main_identity
+from rpcgroup.wire.handshake import Identity
+from rpcgroup.wire.messages import MessageType
+from rpcgroup.worker_info import WorkerInfo
+
+__all__ = ["UNSET_TIMEOUT", "Agent"]
+
+UNSET_TIMEOUT: Final = -1.0
+CLOSE_SECONDS: Final = 1.0
+"""For each of the agent's own threads to end."""
+
+Target = str | int | WorkerInfo
+_PYTHON_CALL: Final = int(MessageType.PYTHON_CALL)
+_REMOTE_CALL: Final = int(MessageType.PYTHON_REMOTE_CALL)
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Listens from the start, serves from `start` on, ends with `close`. Every public method is thread-safe.
+
+    It learns of the group by `add_member` and `remove_member`, and tells by `on_unreachable(name, incarnation)`
+    whom it cannot reach any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        group: str,
+        secret: bytes,
+        transport: Transport,
+        host: str,
+        port: int = 0,
+        options: AgentOptions | None = None,
+    ) -> None:
+        self.name = name
+        self.secret = secret
+        self.transport = transport
+        self.options = options or AgentOptions()
+        self.identity = Identity(group, name, 0, main_identity())
+        self.info = WorkerInfo(name, -1)
+        self.where = str(self.info)
+        self.closing = False
+        self.refuses_calls = False
+        """Leaving: calls that arrive are answered with `DrainedError`."""
+        self.on_unreachable: Callable[[str, int], None] = lambda name, incarnation: None
+        self.on_reachable: Callable[[str, int], None] = lambda name, incarnation: None
+        self.codec = Codec(RRef)
+        self.receive_pool = ReceivePool()
+        self.monitor = Monitor(self, name)
+        self.pool = Pool(name, self.monitor.wake)
+        self.invocation = Invocation(self)
+        self.reactor = Reactor(name, self.invocation.handle, self.monitor.wake)
+        self.references: RRefContext = None  # type: ignore[assignment]  # made by start: it needs the incarnation
+        self._doorway = Doorway(self, transport.listen(host, port), name)
+        self._peers: dict[Any, Peer] = {}
+        """By name, by id, and by incarnation as `("incarnation", n)`."""
+        self._links: tuple[Link, ...] = ()
+        self._ready: dict[Target, Link] = {}
+        """Connected links by what users call their peers; the hot path's only look-up."""
+        self._sessions: dict[tuple[int, str], Session] = {}
+        self._pid = os.getpid()
+        self._started = False
+
+    @property
+    def address(self) -> str:
+        return self._doorway.address
+
+    def start(self, record: MemberRecord) -> None:
+        """Serve, as the member of that record."""
+        self.identity = replace(self.identity, incarnation=record.incarnation)
+        self.info = WorkerInfo(self.name, record.id, record.incarnation)
+        self.where = str(self.info)
+        self.references = RRefContext(ReferencePort(self))
+        self._started = True
+        futures.before_blocking.append(self.reactor.step_aside)
+        self.monitor.start()
+        self.reactor.start()
+        self._doorway.start()
+
+    # -- calls --------------------------------------------------------------------------------------------
+
+    def rpc_sync(
+        self,
+        to: Target,
+        function: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        timeout: float = UNSET_TIMEOUT,
+    ) -> Any:
+        """Call and wait; raises what the function raised, or why it could not be called."""
+        link = self._ready.get(to) or self._link(to)
+        if timeout == UNSET_TIMEOUT:
+            timeout = self.options.rpc_timeout
+        return link.call(_PYTHON_CALL, function, args, kwargs, timeout).wait()
+
+    def rpc_async(
+        self,
+        to: Target,
+        function: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        timeout: float = UNSET_TIMEOUT,
+    ) -> Future[Any]:
+        """Call; the future's `wait` gives what `rpc_sync` would."""
+        link = self._ready.get(to) or self._link(to)
+        if timeout == UNSET_TIMEOUT:
+            timeout = self.options.rpc_timeout
+        future: Future[Any] = Future()
+        link.call(_PYTHON_CALL, function, args, kwargs, timeout, future)
+        return future
+
+    def remote(
+        self,
+        to: Target,
+        function: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        timeout: float = UNSET_TIMEOUT,
+    ) -> RRef[Any]:
+        """Call, leave the result with the callee, and return a reference to it at once."""
+        link = self._ready.get(to) or self._link(to)
+        if timeout == UNSET_TIMEOUT:
+            timeout = self.options.rpc_timeout
+        references = self.references
+        rref, fork = references.begin_remote(link.peer.incarnation, link.peer.name)
+        future: Future[Any] = Future()
+        try:
+            link.call(_REMOTE_CALL, function, (fork.to_wire(), *args), kwargs, timeout, future)
+        except BaseException as exc:
+            references.remote_done(fork, exc)
+            raise
+
+        def created(done: Future[Any]) -> None:
+            try:
+                done.wait()
+            except BaseException as exc:
+                references.remote_done(fork, exc)
+            else:
+                references.remote_done(fork, None)
+
+        future.add_done_callback(created)
+        return rref
+
+    def peer(self, to: Target) -> Peer:
+        """The member that a user means; raises `UnknownWorkerError` naming those there are."""
+        if self.closing or not self._started:
+            raise NotInitializedError("RPC has not been initialized, or has been shut down: call init_rpc first")
+        if os.getpid() != self._pid:
+            raise NotInitializedError("this process was forked from a worker and has no RPC of its own")
+        peer = self._peers.get(to.name if isinstance(to, WorkerInfo) else to)
+        if peer is None:
+            names = sorted(p.name for key, p in self._peers.items() if isinstance(key, str))
+            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise UnknownWorkerError(f"no worker {to!r} in group {self.identity.group}; there are: {known or 'none'}")
+        return peer
+
+    def peer_of(self, incarnation: int) -> Peer | None:
+        return self._peers.get(("incarnation", incarnation))
+
+    def _link(self, to: Target) -> Link:
+        self.reactor.step_aside()
+        link = self.peer(to).link()
+        self._ready[to] = link
+        if link.failure is not None:
+            self._ready.pop(to, None)
+        return link
+
+    # -- the group ----------------------------------------------------------------------------------------
+
+    def add_member(self, record: MemberRecord) -> None:
+        """It can be called from now on; of one name, the latest incarnation counts."""
+        known = self._peers.get(record.name)
+        if known is not None:
+            if known.incarnation == record.incarnation:
+                known.record = record
+                return
+            self.remove_member(known.record, f"was replaced by its incarnation {record.incarnation}")
+        peer = Peer(self, record)
+        for key in (record.name, record.id, ("incarnation", record.incarnation)):
+            self._peers[key] = peer
+
+    def remove_member(self, record: MemberRecord, why: str) -> None:
+        """It left or died: pending and later calls fail, and what it held is reclaimed."""
+        peer = self._peers.pop(("incarnation", record.incarnation), None)
+        if peer is None:
+            return
+        for key in (record.name, record.id):
+            if self._peers.get(key) is peer:
+                del self._peers[key]
+        peer.leave(why)
+        for session in self.sessions():
+            if session.peer.incarnation == record.incarnation:
+                session.close()
+        if self.references is not None:
+            self.references.member_died(record.incarnation)
+
+    def probe(self, incarnation: int) -> None:
+        """Find out whether a member can be reached; tells `on_reachable` or `on_unreachable`. Blocks."""
+        peer = self.peer_of(incarnation)
+        if peer is None:
+            return
+        try:
+            peer.link()
+        except PeerUnreachableError:
+            self.on_unreachable(peer.name, peer.incarnation)
+        else:
+            self.on_reachable(peer.name, peer.incarnation)
+
+    # -- links and sessions -------------------------------------------------------------------------------
+
+    def links(self) -> tuple[Link, ...]:
+        return self._links
+
+    def link_made(self, peer: Peer, link: Link) -> None:
+        self._links = (*self._links, link)
+        self.reactor.add_outgoing(link.channel.stream.fileno(), link)
+        link.armed = True
+        self.on_reachable(peer.name, peer.incarnation)
+
+    def link_lost(self, peer: Peer, link: Link) -> None:
+        self._links = tuple(other for other in self._links if other is not link)
+        self.reactor.remove_outgoing(link.channel.stream.fileno())
+        for target in [key for key, ready in self._ready.items() if ready is link]:
+            self._ready.pop(target, None)
+        if not self.closing and not peer.gone:
+            self.on_unreachable(peer.name, peer.incarnation)
+
+    def sessions(self) -> list[Session]:
+        return list(self._sessions.values())
+
+    def find_session(self, incarnation: int, channel_id: str) -> Session | None:
+        return self._sessions.get((incarnation, channel_id))
+
+    def new_session(self, peer: Identity, channel_id: str) -> Session:
+        session = Session(self, peer, channel_id)
+        self._sessions[(peer.incarnation, channel_id)] = session
+        return session
+
+    def forget_session(self, session: Session) -> None:
+        self._sessions.pop((session.peer.incarnation, session.channel_id), None)
+
+    # -- what the monitor asks for ------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """End the calls that are past their deadline; arrange for the next."""
+        nearest = 0.0
+        for link in self._links:
+            for call in list(link.pending.values()):
+                if not call.deadline:
+                    continue
+                if call.deadline <= now:
+                    link.expire(call)
+                elif not nearest or call.deadline < nearest:
+                    nearest = call.deadline
+        if nearest:
+            self.monitor.expect(max(nearest, now + 0.005))
+
+    def check_silence(self) -> None:
+        """Give up connections whose host has gone quiet while it owes an answer."""
+        for link in self._links:
+            if link.pending and not link.channel.broken:
+                silence = link.channel.stream.silence()
+                if silence > self.options.silence:
+                    _log.warning("%s has been silent for %.1f s: trying to reconnect", link.peer.name, silence)
+                    link.interrupt()
+
+    def reap(self) -> None:
+        """Let the references that the program has dropped go; off the monitor, since it sends."""
+        if self.references is not None:
+            self.pool.submit(self.references.reap)
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def stats(self) -> Mapping[str, float]:
+        return {
+            "calls": self.invocation.served,
+            "in_flight": sum(s.in_flight for s in self.sessions()),
+            "pending": sum(len(link.pending) for link in self._links),
+            "links": len(self._links),
+            "sessions": len(self._sessions),
+            "takeovers": self.reactor.takeovers,
+            "threads": self.pool.size,
+        }
+
+    def wait_until_idle(self, timeout: float, others: Iterable[int] = ()) -> bool:
+        """Wait until no call of mine is pending and none of others' is running; false after `timeout` seconds."""
+        self.reactor.step_aside()
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if not any(s.in_flight for s in self.sessions()) and not any(link.pending for link in self._links):
+                return True
+            time.sleep(0.002)
+        return False
+
+    def close(self) -> None:
+        """End at once: pending calls fail, running functions are left to end. Idempotent."""
+        if self.closing:
+            return
+        self.closing = True
+        self._doorway.close(CLOSE_SECONDS)
+        for link in self._links:
+            channel = link.channel
+            channel.queue(pack_frame(MessageType.GOODBYE, 0, 0, 0, 0, channel.acknowledgement()))
+            channel.try_flush()
+            link.fail(PeerUnreachableError(f"this worker ({self.name}) was shut down"))
+        for session in self.sessions():
+            session.close()
+        if not self._started:
+            return
+        if self.references is not None:
+            self.references.close()
+        self.reactor.close(CLOSE_SECONDS)
+        self.monitor.close(CLOSE_SECONDS)
+        self.pool.close(CLOSE_SECONDS)
+        futures.before_blocking.remove(self.reactor.step_aside)

@@ -1,0 +1,318 @@
+"""What a callee does for each type of request: one handler for each, called by the reactor.
+
+A handler must not raise, and answers each request once. Functions that are known to be slow, and calls whose
+references are not confirmed yet, are run by the pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from rpcgroup.agent.link import KEYWORDS
+from rpcgroup.agent.monitor import TICK
+from rpcgroup.agent.reactor import Incoming
+from rpcgroup.agent.session import Function, Session
+from rpcgroup.errors import CallTimeoutError, DrainedError, RemoteProtocolError, RpcGroupError, SerializationError
+from rpcgroup.futures import Future
+from rpcgroup.wire.codec import FORMAT_MASK
+from rpcgroup.wire.exceptions import describe_exception
+from rpcgroup.wire.frames import Frame
+from rpcgroup.wire.functions import load_function
+from rpcgroup.wire.messages import MessageType
+
+if TYPE_CHECKING:
+    from rpcgroup.agent.agent import Agent
+
+__all__ = ["Invocation"]
+
+QUICK: Final = TICK / 4
+"""Seconds: a run in the pool that stays below takes one off what its function owes."""
+
+_log = logging.getLogger(__name__)
+
+
+class Invocation:
+    """The callee's side of one agent; `handlers` is the dispatch table."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._functions: dict[Any, Function] = {}
+        self.served = 0
+        """Calls whose function has run; may miss some under concurrent runs, it is a statistic."""
+        self.handlers: dict[int, Callable[[Session, Frame], None]] = {
+            MessageType.PYTHON_CALL: self._python_call,
+            MessageType.PYTHON_REMOTE_CALL: self._remote_call,
+            MessageType.PYTHON_RREF_FETCH_CALL: self._fetch,
+            MessageType.RREF_USER_DELETE: self._reference_message,
+            MessageType.RREF_CHILD_ACCEPT: self._reference_message,
+            MessageType.RREF_FORK_REQUEST: self._reference_message,
+            MessageType.DEFINE_FUNCTION: self._define,
+            MessageType.CANCEL: self._cancel,
+            MessageType.GOODBYE: self._goodbye,
+        }
+
+    def handle(self, incoming: Incoming, frame: Frame) -> None:
+        """The reactor's entry."""
+        session = cast(Session, incoming)
+        handler = self.handlers.get(frame.kind)
+        if handler is None:
+            self._refuse(session, frame)
+            return
+        try:
+            handler(session, frame)
+        except Exception:
+            _log.exception("the handler of message kind %d failed: this is a bug of rpcgroup", frame.kind)
+
+    # -- functions ----------------------------------------------------------------------------------------
+
+    def _python_call(self, session: Session, frame: Frame) -> None:
+        session.begin()
+        function = session.functions.get(frame.function) if frame.function else None
+        if function is not None and function.slow:
+            self._run_later(session, frame, self._run)
+        else:
+            self._run(session, frame)
+
+    def _remote_call(self, session: Session, frame: Frame) -> None:
+        session.begin()
+        function = session.functions.get(frame.function) if frame.function else None
+        if function is not None and function.slow:
+            self._run_later(session, frame, self._run_remote)
+        else:
+            self._run_remote(session, frame)
+
+    def _run_later(self, session: Session, frame: Frame, run: Callable[[Session, Frame], None]) -> None:
+        session.waiting[frame.id] = True
+        self._agent.pool.submit(partial(self._run_queued, session, frame, session.read_time, run))
+
+    def _run_queued(
+        self, session: Session, frame: Frame, arrived: float, run: Callable[[Session, Frame], None]
+    ) -> None:
+        if session.waiting.pop(frame.id, None) is None:
+            return  # cancelled, and answered by that
+        started = time.monotonic()
+        if frame.timeout_ms and (started - arrived) * 1000 > frame.timeout_ms:
+            self._fail(session, frame.id, CallTimeoutError("dropped: its deadline passed before it could start"))
+        else:
+            run(session, frame)
+        session.channel.flush()
+        function = session.functions.get(frame.function)
+        if function is not None and function.slow and time.monotonic() - started < QUICK:
+            function.slow -= 1
+
+    def _run(self, session: Session, frame: Frame) -> None:
+        """Decode, wait for its references, call, answer."""
+        pending: list[Any] = []
+        try:
+            function, args, kwargs = self._decode(session, frame, pending)
+        except BaseException as exc:
+            self._fail(session, frame.id, exc)
+            return
+        if pending:
+            self._when_confirmed(session, frame.id, pending, partial(self._call, session, frame.id, function, args, kwargs))
+        else:
+            self._call(session, frame.id, function, args, kwargs)
+
+    def _call(
+        self, session: Session, id: int, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        try:
+            assert function.call is not None
+            result = function.call(*args, **kwargs) if kwargs else function.call(*args)
+            self.served += 1
+            if function.is_async:
+                self._answer_when_done(session, id, result)
+                return
+            if result is None:
+                session.answer_nothing(id)
+            else:
+                session.answer(id, self._encode(session, result))
+        except BaseException as exc:
+            self._fail(session, id, exc)
+
+    def _answer_when_done(self, session: Session, id: int, result: Any) -> None:
+        """The function was an `async_execution`: its future's value is the answer."""
+        import torch
+
+        if not isinstance(result, torch.futures.Future):
+            raise SerializationError(
+                f"a function decorated with async_execution must return a Future, it returned {type(result)}"
+            )
+
+        def answer(done: torch.futures.Future[Any]) -> None:
+            try:
+                session.answer(id, self._encode(session, done.wait()))
+            except BaseException as exc:
+                self._fail(session, id, exc)
+            session.channel.flush()
+
+        result.add_done_callback(answer)
+
+    def _decode(
+        self, session: Session, frame: Frame, pending: list[Any]
+    ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
+        def receive(forks: list[Any]) -> list[Any]:
+            references, unconfirmed = self._agent.references.receive(forks, session.peer.incarnation)
+            if unconfirmed is not None:
+                pending.append(unconfirmed)
+            return list(references)
+
+        values = self._agent.codec.decode(
+            frame.flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, receive
+        )
+        if self._agent.refuses_calls:
+            raise DrainedError(f"{self._agent.name} is leaving and did not run the call: try another worker")
+        if not frame.function:
+            call, args, kwargs = values
+            return Function(call, None), args, kwargs
+        function = session.functions.get(frame.function)
+        if function is None:
+            raise RemoteProtocolError(f"function number {frame.function} was never defined on this channel")
+        if function.error is not None:
+            raise function.error
+        if frame.flags & KEYWORDS:
+            args, kwargs = values
+            return function, args, kwargs
+        return function, values, {}
+
+    def _encode(self, session: Session, result: Any) -> Any:
+        references = self._agent.references
+        peer = session.peer.incarnation
+        return self._agent.codec.encode(
+            (result,), lambda reference: references.fork(reference, peer).to_wire(), by_value=self._by_value(session)
+        )
+
+    def _by_value(self, session: Session) -> bool:
+        return session.peer.main != self._agent.identity.main
+
+    def _when_confirmed(self, session: Session, id: int, pending: list[Any], run: Callable[[], None]) -> None:
+        """Run in the pool once the owners of its references know of them."""
+        session.waiting[id] = True
+
+        def confirmed(error: BaseException | None) -> None:
+            if session.waiting.pop(id, None) is None:
+                return
+            if error is not None:
+                self._fail(session, id, error)
+            else:
+                run()
+            session.channel.flush()
+
+        self._agent.references.when_confirmed(
+            pending[0], lambda error: self._agent.pool.submit(partial(confirmed, error))
+        )
+
+    # -- references ---------------------------------------------------------------------------------------
+
+    def _run_remote(self, session: Session, frame: Frame) -> None:
+        """Own what the function returns, under the id that the caller made up."""
+        references = self._agent.references
+        pending: list[Any] = []
+        try:
+            function, values, kwargs = self._decode(session, frame, pending)
+            creation, args = values[0], values[1:]
+            rref = references.accept_remote(creation, session.peer.incarnation)
+        except BaseException as exc:
+            self._fail(session, frame.id, exc)
+            return
+        session.answer_nothing(frame.id)
+
+        def run() -> None:
+            try:
+                assert function.call is not None
+                value = function.call(*args, **kwargs)
+                self.served += 1
+                if function.is_async:
+                    value.add_done_callback(partial(self._own_result, rref))
+                else:
+                    references.set_value(rref, value)
+            except BaseException as exc:
+                references.set_error(rref, self._as_remote_error(exc))
+
+        if pending:
+            references.when_confirmed(
+                pending[0],
+                lambda error: self._agent.pool.submit(
+                    run if error is None else partial(references.set_error, rref, error)
+                ),
+            )
+        else:
+            run()
+
+    def _own_result(self, rref: Any, done: Future[Any]) -> None:
+        try:
+            value = done.wait()
+        except BaseException as exc:
+            self._agent.references.set_error(rref, self._as_remote_error(exc))
+        else:
+            self._agent.references.set_value(rref, value)
+
+    def _as_remote_error(self, exc: BaseException) -> BaseException:
+        from rpcgroup.wire.exceptions import rebuild_exception
+
+        return rebuild_exception(describe_exception(exc, self._agent.where))
+
+    def _fetch(self, session: Session, frame: Frame) -> None:
+        """`to_here`: answered when the value is there; occupies no thread until then."""
+        session.begin()
+        id = frame.id
+
+        def answer(value: Any, error: BaseException | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                session.answer(id, self._encode(session, value))
+            except BaseException as exc:
+                self._fail(session, id, exc)
+            session.channel.flush()
+
+        try:
+            payload = self._agent.codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
+            self._agent.references.when_owner_value(payload, session.peer.incarnation, answer)
+        except BaseException as exc:
+            self._fail(session, id, exc)
+
+    def _reference_message(self, session: Session, frame: Frame) -> None:
+        session.begin()
+        try:
+            payload = self._agent.codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
+            self._agent.references.on_message(MessageType(frame.kind), payload, session.peer.incarnation)
+        except BaseException as exc:
+            self._fail(session, frame.id, exc)
+        else:
+            session.answer_nothing(frame.id)
+
+    # -- the channel's own --------------------------------------------------------------------------------
+
+    def _define(self, session: Session, frame: Frame) -> None:
+        try:
+            call = load_function(frame.body)
+        except BaseException as exc:
+            session.functions[frame.function] = Function(None, exc)
+            return
+        function = self._functions.get(call)
+        if function is None:
+            function = self._functions[call] = Function(call, None)
+        session.functions[frame.function] = function
+
+    def _cancel(self, session: Session, frame: Frame) -> None:
+        if session.waiting.pop(frame.id, None) is not None:
+            session.answer_nothing(frame.id)  # nobody waits for it; it settles the books
+
+    def _goodbye(self, session: Session, frame: Frame) -> None:
+        self._agent.pool.submit(session.close)
+
+    def _refuse(self, session: Session, frame: Frame) -> None:
+        try:
+            name = MessageType(frame.kind).name
+        except ValueError:
+            name = f"number {frame.kind}"
+        session.begin()
+        self._fail(session, frame.id, RpcGroupError(f"message type {name} is not handled by this worker"))
+
+    def _fail(self, session: Session, id: int, exc: BaseException) -> None:
+        session.answer_exception(id, describe_exception(exc, self._agent.where))

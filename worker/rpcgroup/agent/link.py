@@ -1,0 +1,414 @@
+"""My requests to one peer and their answers, at the caller: leader and followers, one link per peer.
+
+A caller that waits tries to become the reader of its link; the reader completes the others' calls and, when its
+own is done, promotes one of them. Nobody waiting: the reactor reads, once armed.
+"""
+
+from __future__ import annotations
+
+import _thread
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from rpcgroup.agent.call import Call
+from rpcgroup.errors import (
+    CallCancelledError,
+    CallTimeoutError,
+    MessageTooLargeError,
+    PeerUnreachableError,
+    RemoteProtocolError,
+)
+from rpcgroup.transport.base import READ_TIMEOUT
+from rpcgroup.transport.channel import Channel
+from rpcgroup.wire.codec import FORMAT_MASK
+from rpcgroup.wire.exceptions import rebuild_exception
+from rpcgroup.wire.frames import MAX_BODY, Frame, pack_frame
+from rpcgroup.wire.functions import FunctionNumbers, describe_function, require_callable
+from rpcgroup.wire.messages import MessageType
+
+if TYPE_CHECKING:
+    from rpcgroup.agent.agent import Agent
+    from rpcgroup.agent.peer import Peer
+    from rpcgroup.futures import Future
+
+__all__ = ["KEYWORDS", "Link"]
+
+HELD_CALLS: Final = 8
+"""Unanswered calls up to which each is written at once; beyond, they are held back and written together."""
+HELD_FRAMES: Final = 32
+"""Held-back frames that are written at the latest."""
+KEYWORDS: Final = 4
+"""Flag of a call's body: it holds (arguments, keyword arguments)."""
+
+_RESPONSE: Final = int(MessageType.RESPONSE)
+_EXCEPTION: Final = int(MessageType.EXCEPTION)
+_DEFINE: Final = int(MessageType.DEFINE_FUNCTION)
+_CANCEL: Final = int(MessageType.CANCEL)
+_log = logging.getLogger(__name__)
+
+
+class Link:
+    """Connected, broken (a repair holds the read lock), or failed for good (`failure` is set)."""
+
+    def __init__(self, agent: Agent, peer: Peer, channel_id: str, channel: Channel, by_value: bool) -> None:
+        self.agent = agent
+        self.peer = peer
+        self.channel_id = channel_id
+        self.channel = channel
+        self.by_value = by_value
+        self.pending: dict[int, Call] = {}
+        self.armed = False
+        self.failure: BaseException | None = None
+        self.unsettled: deque[Future[Any]] = deque()
+        """Futures whose answers have been read; each is settled by its waiter, or by `settle`."""
+        self.seen_unsettled: Future[Any] | None = None
+        """The monitor's: the first of them a tick ago."""
+        self._eager = False
+        self._waiters: dict[int, Call] = {}
+        self._ids = itertools.count(1)
+        self._numbers = FunctionNumbers()
+        self._define_lock = threading.Lock()  # guards definitions: queued before their number is visible
+        self._reader = 0
+        """Identity of the thread that holds the read lock, while it reads."""
+
+    # -- sending ------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        kind: int,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        timeout: float,
+        future: Future[Any] | None = None,
+    ) -> Call:
+        """Send a request that names a function; raises at once what makes it impossible to send."""
+        try:
+            number = self._numbers.get(function)
+        except TypeError:  # an unhashable callable
+            number = 0
+        if number is None:
+            number = self._define(function)
+        flags = 0
+        if not number:
+            args, flags = (function, args, kwargs or {}), KEYWORDS
+        elif kwargs:
+            args, flags = (args, kwargs), KEYWORDS
+        return self.send(kind, number, args, flags, timeout, future)
+
+    def send(
+        self,
+        kind: int,
+        number: int,
+        values: tuple[Any, ...],
+        flags: int,
+        timeout: float,
+        future: Future[Any] | None = None,
+    ) -> Call:
+        """Send a request; `timeout` in seconds, 0 = none. The answer completes the returned call.
+
+        With a `future` nobody may be waiting for the answer: it is settled all the same, and held back frames
+        are written within a tick.
+        """
+        encoded = self.agent.codec.encode(values, self.peer.forks, by_value=self.by_value)
+        if len(encoded.body) > MAX_BODY:
+            raise MessageTooLargeError(
+                f"a call to {self.peer.name} pickles to {len(encoded.body)} bytes; the cap is {MAX_BODY}. "
+                "Tensors and numpy arrays do not count: send large data as those."
+            )
+        timeout_ms = max(1, int(timeout * 1000)) if timeout else 0
+        id = next(self._ids)
+        call = Call(self, id, timeout_ms, time.monotonic() + timeout if timeout else 0.0)
+        channel, pending = self.channel, self.pending
+        frame = pack_frame(
+            kind,
+            encoded.flags | flags,
+            id,
+            number,
+            timeout_ms,
+            channel.acknowledgement(),
+            encoded.body,
+            encoded.buffers,
+        )
+        if future is not None:
+            call.future = future
+            future.attach(call)
+            if call.deadline:
+                self.agent.monitor.expect(call.deadline)
+        pending[id] = call
+        channel.queue(frame)
+        channel.queued_since_flush += 1
+        if self.failure is not None and pending.pop(id, None) is not None:
+            raise self._failed()
+        monitor = self.agent.monitor
+        if monitor.cold:
+            monitor.wake()
+        if future is None or not isinstance(frame, bytes) or len(pending) <= HELD_CALLS or channel.queued_since_flush >= HELD_FRAMES:
+            channel.flush()
+        return call
+
+    def cancel(self, call: Call) -> bool:
+        """Give up a call: its function will not start if it has not; false where the answer is here already."""
+        if self.pending.pop(call.id, None) is None:
+            return False
+        self._send_cancel(call.id)
+        self._fail_call(call, CallCancelledError(f"the call to {self.peer.name} was cancelled"))
+        return True
+
+    def expire(self, call: Call) -> None:
+        if self.pending.pop(call.id, None) is not None:
+            self._send_cancel(call.id)
+            self._fail_call(
+                call,
+                CallTimeoutError(f"RPC ran for more than set timeout ({call.timeout_ms} ms) on {self.peer.name}"),
+            )
+
+    def _send_cancel(self, id: int) -> None:
+        channel = self.channel
+        channel.queue(pack_frame(_CANCEL, 0, id, 0, 0, channel.acknowledgement()))
+        channel.try_flush()
+
+    def _define(self, function: Callable[..., Any]) -> int:
+        require_callable(function)
+        with self._define_lock:
+            known = self._numbers.get(function)
+            if known:
+                return known
+            number = self._numbers.next_number(function)
+            if number:
+                try:
+                    description = describe_function(function, by_value=self.by_value)
+                except Exception:
+                    return 0  # the general way says what is wrong, or sends it by value
+                channel = self.channel
+                channel.queue(pack_frame(_DEFINE, 0, 0, number, 0, channel.acknowledgement(), description))
+                self._numbers.publish(function, number)
+            return number
+
+    # -- waiting ------------------------------------------------------------------------------------------
+
+    def wait(self, call: Call) -> None:
+        """Return when `call` is done, by its deadline at the latest."""
+        channel = self.channel
+        if channel.out:
+            channel.flush()
+        self.agent.reactor.step_aside()
+        lock = channel.read_lock
+        while not call.done:
+            if lock.acquire(False):
+                self._reader = _thread.get_ident()
+                kept = True
+                try:
+                    kept = self._lead(call)
+                finally:
+                    self._reader = 0
+                    if kept:
+                        lock.release()
+            elif self._reader == _thread.get_ident():
+                self._lead(call)  # unpickling an answer calls the same peer
+            else:
+                self._follow(call, lock)
+        if self._waiters and not lock.locked():
+            self._promote()
+
+    def _lead(self, call: Call) -> bool:
+        """Read until `call` is done; false when the read lock was given to a repair."""
+        channel = self.channel
+        frames = channel.reader.frames
+        while not call.done:
+            if call.deadline:
+                remaining = call.deadline - time.monotonic()
+                if remaining < READ_TIMEOUT and not channel.stream.wait_readable(remaining):
+                    self.expire(call)
+                    break
+            try:
+                channel.receive()
+            except BlockingIOError:
+                continue
+            except (OSError, EOFError, ValueError, RemoteProtocolError) as exc:
+                self._break(exc)
+                return False
+            while frames:
+                self._deliver(frames.popleft())
+            if self._eager:
+                self._eager = False
+                self.agent.pool.submit(self.settle)
+            if channel.out:
+                channel.flush()
+        return True
+
+    def _follow(self, call: Call, read_lock: _thread.LockType) -> None:
+        """Sleep until done, promoted, or out of time."""
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        call.lock = lock
+        self._waiters[call.id] = call
+        # Published first, then looked again: whoever completes or leaves after this sees the waiter.
+        if call.done:
+            self._waiters.pop(call.id, None)
+        elif read_lock.locked():
+            if not call.deadline:
+                lock.acquire()
+            elif not lock.acquire(True, max(0.0, call.deadline - time.monotonic())):
+                self._waiters.pop(call.id, None)
+                self.expire(call)
+
+    def _promote(self) -> None:
+        """Wake one waiter, which will try to read."""
+        waiters = self._waiters
+        while waiters:
+            try:
+                call = waiters.pop(next(iter(waiters)))
+            except (KeyError, RuntimeError, StopIteration):
+                continue
+            if call.done or call.lock is None:
+                continue
+            try:
+                call.lock.release()
+            except RuntimeError:
+                pass  # it was completed this instant
+            return
+
+    # -- answers ------------------------------------------------------------------------------------------
+
+    def _deliver(self, frame: Frame) -> None:
+        kind = frame.kind
+        if kind == _RESPONSE or kind == _EXCEPTION:
+            call = self.pending.pop(frame.id, None)
+            if call is not None:
+                if self._waiters:
+                    self._waiters.pop(frame.id, None)
+                call.complete(frame)
+                if call.future is not None:
+                    self._answered(call.future)
+        else:
+            _log.warning("%s sent a message of kind %d where answers are expected", self.peer.name, kind)
+
+    def _answered(self, future: Future[Any]) -> None:
+        self.unsettled.append(future)
+        if future.eager:
+            self._eager = True
+
+    def settle(self) -> None:
+        """Settle the futures whose answers are here; runs their callbacks."""
+        self._eager = False
+        unsettled = self.unsettled
+        while unsettled:
+            try:
+                future = unsettled.popleft()
+            except IndexError:
+                return
+            future.settle()
+
+    def decode_answer(self, frame: Frame) -> Any:
+        """The value of an answer; raises the callee's exception."""
+        if frame.kind == _EXCEPTION:
+            raise rebuild_exception(frame.body)
+        values = self.agent.codec.decode(
+            frame.flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, self.peer.receive_references
+        )
+        return values[0] if values else None
+
+    def arm(self) -> None:
+        """Have the reactor read the next answer."""
+        self.armed = True
+        self.agent.reactor.arm(self.channel.stream.fileno())
+
+    def read_unattended(self) -> None:
+        """The reactor's: something arrived, and nobody may be reading."""
+        self.armed = False
+        channel = self.channel
+        lock = channel.read_lock
+        if not lock.acquire(False):
+            return  # a caller reads: this was its answer
+        kept = True
+        self._reader = _thread.get_ident()
+        try:
+            channel.try_receive()
+        except BlockingIOError:
+            pass
+        except (OSError, EOFError, ValueError, RemoteProtocolError) as exc:
+            self._break(exc)
+            kept = False
+        else:
+            frames = channel.reader.frames
+            while frames:
+                self._deliver(frames.popleft())
+        finally:
+            self._reader = 0
+            if kept:
+                lock.release()
+        if not kept:
+            return
+        if channel.out:
+            channel.flush()
+        if self._waiters:
+            self._promote()
+        else:
+            self.arm()
+        self.settle()
+
+    # -- failure ------------------------------------------------------------------------------------------
+
+    def _break(self, exc: BaseException) -> None:
+        """The connection is gone. The caller holds the read lock and leaves it to the repair."""
+        channel = self.channel
+        channel.broken = True
+        self.agent.reactor.remove_outgoing(channel.stream.fileno())
+        channel.stream.close()
+        self.agent.pool.submit(partial(self._repair, exc))
+
+    def _repair(self, cause: BaseException) -> None:
+        channel = self.channel
+        try:
+            if isinstance(cause, RemoteProtocolError):
+                raise PeerUnreachableError(f"{self.peer.name} broke the protocol: {cause}")
+            stream, received_by_peer = self.peer.reconnect(self, cause)
+            channel.resume(stream, received_by_peer)
+        except (PeerUnreachableError, RemoteProtocolError) as exc:
+            self.fail(exc)
+            channel.read_lock.release()
+            return
+        self.agent.reactor.add_outgoing(stream.fileno(), self)
+        self.armed = True
+        channel.read_lock.release()
+        _log.info("the connection to %s was restored", self.peer.name)
+        channel.flush()
+        if self._waiters:
+            self._promote()
+
+    def interrupt(self) -> None:
+        """Wake whoever reads or writes: they find the connection broken."""
+        self.channel.stream.shutdown()
+
+    def fail(self, error: BaseException) -> None:
+        """For good: pending and later calls fail with `error`."""
+        if self.failure is None:
+            self.failure = error
+            self.peer.lost(self)
+        self.channel.close()
+        while self.pending:
+            try:
+                _, call = self.pending.popitem()
+            except KeyError:
+                break
+            self._waiters.pop(call.id, None)
+            self._fail_call(call, self._failed())
+
+    def _fail_call(self, call: Call, error: BaseException) -> None:
+        call.fail(error)
+        if call.future is not None:
+            self._answered(call.future)
+            if not call.future.waited:
+                self.agent.pool.submit(self.settle)
+
+    def _failed(self) -> BaseException:
+        # An instance for each call: a traceback belongs to one thread.
+        assert self.failure is not None
+        return type(self.failure)(*self.failure.args)

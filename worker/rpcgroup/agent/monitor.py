@@ -1,0 +1,215 @@
+"""The monitor: a thread that ticks every millisecond while there is traffic, and sleeps otherwise.
+
+Nothing here may block or run a user's code: such work goes to the pool.
+"""
+
+from __future__ import annotations
+
+import _thread
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rpcgroup.agent.agent import Agent
+    from rpcgroup.agent.link import Link
+
+__all__ = ["Monitor"]
+
+TICK: Final = 0.001
+QUIET_TICKS: Final = 20
+"""Ticks without traffic after which the monitor sleeps."""
+SLOW_RUNS: Final = 8
+"""Quick runs in the pool that a slow function owes before the reactor runs it again."""
+HEARTBEAT: Final = 0.5
+"""Seconds between two looks at the silence of peers that owe an answer."""
+
+_log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Owns its thread and the timers; `close` joins it."""
+
+    def __init__(self, agent: Agent, name: str) -> None:
+        self._agent = agent
+        self.cold = True
+        """Asleep. Whoever makes traffic looks here *after* having queued it, and wakes the monitor."""
+        self._lock = _thread.allocate_lock()  # held while asleep; released to wake
+        self._lock.acquire()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers_lock = threading.Lock()  # guards _timers
+        self._count = itertools.count()
+        self._next_sweep = 0.0
+        self._next_heartbeat = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"rpcgroup-monitor-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout: float) -> None:
+        self._closed = True
+        self.wake()
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def wake(self) -> None:
+        """There is traffic. Safe in any thread and inside the garbage collector."""
+        if self.cold:
+            self.cold = False
+            try:
+                self._lock.release()
+            except RuntimeError:
+                pass  # somebody else was faster
+
+    def call_later(self, delay: float, job: Callable[[], None]) -> None:
+        """Give `job` to the pool in `delay` seconds."""
+        at = time.monotonic() + delay
+        with self._timers_lock:
+            heapq.heappush(self._timers, (at, next(self._count), job))
+            first = self._timers[0][0] == at
+        if first:
+            self.wake()
+
+    def expect(self, deadline: float) -> None:
+        """A call that nobody may be waiting for ends at `deadline`."""
+        if not self._next_sweep or deadline < self._next_sweep:
+            self._next_sweep = deadline
+            self.wake()
+
+    # -- the thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._lock.acquire(True, self._sleep_seconds())
+            self.cold = False
+            try:
+                self._tick_while_busy()
+                self._fall_asleep()
+            except Exception:
+                _log.exception("the monitor failed in a tick: this is a bug of rpcgroup")
+
+    def _sleep_seconds(self) -> float:
+        wake_at = []
+        with self._timers_lock:
+            if self._timers:
+                wake_at.append(self._timers[0][0])
+        if self._next_sweep:
+            wake_at.append(self._next_sweep)
+        now = time.monotonic()
+        if any(link.pending for link in self._agent.links()):
+            wake_at.append(now + HEARTBEAT)
+        return max(0.0, min(wake_at) - now) if wake_at else -1
+
+    def _tick_while_busy(self) -> None:
+        quiet = 0
+        watched: tuple[object, int] | None = None
+        reads: dict[int, int] = {}
+        pool, reactor = self._agent.pool, self._agent.reactor
+        done = -1
+        while quiet < QUIET_TICKS and not self._closed:
+            token = reactor.token
+            now = token, token.runs
+            busy = now != watched
+            if not busy and token.runs & 1:
+                self._take_over()
+                watched = None
+                busy = True
+            else:
+                watched = now
+            busy |= self._tend_links(reads)
+            if pool.waiting:
+                busy = True
+                if pool.done == done and pool.saturated:
+                    pool.grow()
+            done = pool.done
+            self._run_timers()
+            quiet = 0 if busy else quiet + 1
+            self._lock.acquire(True, TICK)
+
+    def _take_over(self) -> None:
+        reactor = self._agent.reactor
+        token = reactor.token
+        frame, incoming = token.frame, token.incoming
+        if frame is not None:
+            function = getattr(incoming, "functions", {}).get(frame.function)
+            if function is not None:
+                function.slow = SLOW_RUNS
+        reactor.take_over()
+        if incoming is not None:
+            incoming.channel.try_flush()
+
+    def _tend_links(self, reads: dict[int, int]) -> bool:
+        """Write what is held back; have unattended answers read. True when there was traffic."""
+        busy = False
+        for link in self._agent.links():
+            channel = link.channel
+            if channel.out:
+                channel.try_flush()
+                busy = True
+            if reads.get(id(link)) != channel.reads:
+                reads[id(link)] = channel.reads
+                busy = True
+            elif link.pending and not link.armed and not channel.read_lock.locked():
+                link.arm()
+                busy = True
+            busy |= self._tend_futures(link)
+        return busy
+
+    def _tend_futures(self, link: Link) -> bool:
+        """Answers that nobody has fetched for a whole tick are settled in the pool."""
+        unsettled = link.unsettled
+        try:
+            while unsettled[0].settled:
+                unsettled.popleft()
+            first = unsettled[0]
+        except IndexError:
+            return False
+        if link.seen_unsettled is first:
+            self._agent.pool.submit(link.settle)
+        link.seen_unsettled = first
+        return True
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            with self._timers_lock:
+                if not self._timers or self._timers[0][0] > now:
+                    break
+                job = heapq.heappop(self._timers)[2]
+            self._agent.pool.submit(job)
+        if self._next_sweep and self._next_sweep <= now:
+            self._next_sweep = 0.0
+            self._agent.sweep(now)
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + HEARTBEAT
+            self._agent.check_silence()
+
+    def _fall_asleep(self) -> None:
+        """Leave everything so that nothing is missed while nobody ticks."""
+        agent = self._agent
+        for link in agent.links():
+            if not link.armed:
+                link.arm()
+            channel = link.channel
+            if channel.reader.received != channel.acked_to_peer:
+                channel.send_acknowledgement()
+        for session in agent.sessions():
+            channel = session.channel
+            if channel is not None and channel.reader.received != channel.acked_to_peer:
+                channel.send_acknowledgement()
+        agent.reap()
+        token, runs = agent.reactor.token, agent.reactor.token.runs
+        self.cold = True
+        # Whoever queued something before it could see `cold` is found here.
+        if (
+            runs & 1
+            or (token, runs) != (agent.reactor.token, agent.reactor.token.runs)
+            or agent.pool.waiting
+            or any(link.channel.out or (link.pending and not link.armed) for link in agent.links())
+        ):
+            self.wake()

@@ -1,0 +1,23 @@
+"""What can be chosen about an agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["AgentOptions"]
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """All times in seconds."""
+
+    rpc_timeout: float = 60.0
+    """Of a call that names none; 0 = none."""
+    connect_timeout: float = 5.0
+    """Of a first connection with its handshake."""
+    suspicion: float = 1.0
+    """How long a broken connection is tried again before its peer counts as unreachable."""
+    silence: float = 1.0
+    """How long the host of a peer that owes an answer may acknowledge nothing before its connection is given up."""
+    resume_window: float = 10.0
+    """How long a callee keeps the answers of a caller whose connection broke; longer than any `suspicion`."""

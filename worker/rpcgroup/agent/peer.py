@@ -1,0 +1,170 @@
+"""Another member, as this agent calls it: where it is, and the link to it."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from rpcgroup.agent.link import Link
+from rpcgroup.errors import HandshakeError, PeerUnreachableError
+from rpcgroup.membership.record import MemberRecord
+from rpcgroup.transport.base import Stream
+from rpcgroup.transport.channel import Channel
+from rpcgroup.wire.frames import FrameReader
+from rpcgroup.wire.handshake import Identity, dial_handshake
+
+if TYPE_CHECKING:
+    from rpcgroup.agent.agent import Agent
+
+__all__ = ["Peer"]
+
+RETRY_PAUSE: Final = 0.05
+"""Seconds between two attempts to get a broken connection back."""
+
+
+class Peer:
+    """One incarnation of one member. Its link is made by the first call, and again by the next after it failed."""
+
+    def __init__(self, agent: Agent, record: MemberRecord) -> None:
+        self.agent = agent
+        self.record = record
+        self.name = record.name
+        self.incarnation = record.incarnation
+        self.gone = ""
+        """Why it is no longer a member; calls to it fail at once then."""
+        self._link: Link | None = None
+        self._lock = threading.Lock()  # guards the making of the link
+
+    def link(self) -> Link:
+        """The link, connected if need be; raises `PeerUnreachableError`."""
+        link = self._link
+        if link is not None and link.failure is None:
+            return link
+        with self._lock:
+            link = self._link
+            if link is None or link.failure is not None:
+                link = self._connect()
+                self._link = link
+        return link
+
+    def existing_link(self) -> Link | None:
+        link = self._link
+        return link if link is not None and link.failure is None else None
+
+    def lost(self, link: Link) -> None:
+        """The link has failed for good."""
+        self.agent.link_lost(self, link)
+
+    def leave(self, why: str) -> None:
+        """It is no longer a member: pending and later calls fail."""
+        self.gone = why
+        link = self._link
+        if link is not None and link.failure is None:
+            link.fail(PeerUnreachableError(f"{self.name} {why}"))
+
+    def forks(self, reference: Any) -> Any:
+        """While encoding a message to this peer: what of a reference travels."""
+        return self.agent.references.fork(reference, self.incarnation).to_wire()
+
+    def receive_references(self, forks: list[Any]) -> list[Any]:
+        """The references in an answer of this peer."""
+        references, _ = self.agent.references.receive(forks, self.incarnation)
+        return list(references)
+
+    # -- connecting ---------------------------------------------------------------------------------------
+
+    def _connect(self) -> Link:
+        agent = self.agent
+        if self.gone:
+            raise PeerUnreachableError(f"{self.name} {self.gone}")
+        if agent.closing:
+            raise PeerUnreachableError(f"{self.name} is not called any more: this worker is shutting down")
+        channel_id = secrets.token_hex(8)
+        try:
+            stream, identity, _ = self._dial(channel_id, 0, False, agent.options.connect_timeout)
+        except HandshakeError as exc:
+            raise PeerUnreachableError(f"{self.name} at {self.record.address} was not accepted: {exc}") from exc
+        except OSError as exc:
+            raise PeerUnreachableError(
+                f"{self.name} at {self.record.address} cannot be reached: {_reason(exc)}"
+            ) from exc
+        channel = Channel(stream, FrameReader(agent.receive_pool.allocate))
+        link = Link(agent, self, channel_id, channel, identity.main != agent.identity.main)
+        agent.link_made(self, link)
+        return link
+
+    def reconnect(self, link: Link, cause: BaseException) -> tuple[Stream, int]:
+        """A new connection for a link whose old one broke, and how much the peer had received.
+
+        Raises `PeerUnreachableError`: at once where the peer's port is closed, else after the suspicion time.
+        """
+        deadline = time.monotonic() + self.agent.options.suspicion
+        last: BaseException = cause
+        while not self.gone and not self.agent.closing:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            try:
+                stream, _, received = self._dial(
+                    link.channel_id, link.channel.reader.received, True, remaining
+                )
+                return stream, received
+            except (ConnectionRefusedError, HandshakeError) as exc:
+                last = exc
+                break
+            except OSError as exc:
+                last = exc
+                time.sleep(min(RETRY_PAUSE, max(0.0, deadline - time.monotonic())))
+        why = self.gone or f"was lost: the connection broke ({_reason(cause)}) and did not come back ({_reason(last)})"
+        raise PeerUnreachableError(f"{self.name} at {self.record.address} {why}")
+
+    def _dial(self, channel_id: str, received: int, resuming: bool, timeout: float) -> tuple[Stream, Identity, int]:
+        agent = self.agent
+        stream = agent.transport.connect(self.record.address, timeout)
+        try:
+            stream.set_handshake_timeout(timeout)
+            identity, received_by_peer = dial_handshake(
+                lambda data: send_exactly(stream, data),
+                lambda n: receive_exactly(stream, n),
+                agent.secret,
+                agent.identity,
+                self.name,
+                self.incarnation,
+                channel_id,
+                received,
+                resuming,
+            )
+            stream.set_handshake_timeout(None)
+        except BlockingIOError as exc:
+            stream.close()
+            raise TimeoutError(f"no answer to the handshake within {timeout:.1f} s") from exc
+        except BaseException:
+            stream.close()
+            raise
+        return stream, identity, received_by_peer
+
+
+def send_exactly(stream: Stream, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[stream.send(view) :]
+
+
+def receive_exactly(stream: Stream, count: int) -> bytes:
+    """Raises `ConnectionResetError` where the stream ends before."""
+    data = bytearray(count)
+    view = memoryview(data)
+    while view:
+        n = stream.receive(view)
+        if n == 0:
+            raise ConnectionResetError("the peer closed the connection in the handshake")
+        view = view[n:]
+    return bytes(data)
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, ConnectionRefusedError):
+        return "connection refused: no process listens there any more"
+    return str(exc) or type(exc).__name__

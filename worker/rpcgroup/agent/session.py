@@ -1,0 +1,173 @@
+"""One peer's requests, at the callee."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from rpcgroup.errors import RemoteProtocolError
+from rpcgroup.transport.base import Stream
+from rpcgroup.transport.channel import Channel
+from rpcgroup.wire.codec import Encoded
+from rpcgroup.wire.frames import FrameReader, pack_frame
+from rpcgroup.wire.handshake import Identity
+from rpcgroup.wire.messages import MessageType
+
+if TYPE_CHECKING:
+    from rpcgroup.agent.agent import Agent
+
+__all__ = ["Function", "Session"]
+
+MAX_IN_FLIGHT: Final = 65536
+"""Requests of one peer that wait or run; beyond, they stay in the kernel and the peer's writes wait."""
+
+_RESPONSE: Final = int(MessageType.RESPONSE)
+_EXCEPTION: Final = int(MessageType.EXCEPTION)
+_log = logging.getLogger(__name__)
+
+
+class Function:
+    """A function that peers call by number, or why it cannot be called. Shared by all sessions of an agent.
+
+    `slow` > 0: it has run for a whole tick, so the pool runs it; each quick run there takes one off.
+    """
+
+    __slots__ = ("call", "error", "is_async", "slow")
+
+    def __init__(self, call: Callable[..., Any] | None, error: BaseException | None) -> None:
+        self.call = call
+        self.error = error
+        self.is_async = getattr(call, "_rpcgroup_async_execution", False)
+        self.slow = 0
+
+
+class Session:
+    """Lives as long as the peer's link does, over all its connections.
+
+    Its states: open (a connection is attached), broken (the peer may come back within the resume window),
+    closed. `_state_lock` guards the change between them and nothing else.
+    """
+
+    def __init__(self, agent: Agent, peer: Identity, channel_id: str) -> None:
+        self.agent = agent
+        self.peer = peer
+        self.channel_id = channel_id
+        self.channel: Channel = None  # type: ignore[assignment]  # set by the first attach
+        self.functions: dict[int, Function] = {}
+        self.waiting: dict[int, bool] = {}
+        """Ids of calls that have not started: a cancellation takes them out."""
+        self.read_time = 0.0
+        self.closed = False
+        self._broken = True
+        self._broken_at = 0.0
+        self._state_lock = threading.Lock()
+        self._started = 0
+        self._answered = 0
+        self._paused = False
+
+    # -- answers ------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A request is about to be handled and will be answered."""
+        self._started += 1
+        if self._started - self._answered > MAX_IN_FLIGHT and not self._paused:
+            self._paused = True
+            self.agent.reactor.pause(self, True)
+
+    def answer(self, id: int, encoded: Encoded) -> None:
+        """Queue a result; the caller of the handler flushes."""
+        self._queue(_RESPONSE, encoded.flags, id, encoded.body, encoded.buffers)
+
+    def answer_nothing(self, id: int) -> None:
+        self._queue(_RESPONSE, 0, id, b"", None)
+
+    def answer_exception(self, id: int, described: bytes) -> None:
+        self._queue(_EXCEPTION, 1, id, described, None)
+
+    def _queue(self, kind: int, flags: int, id: int, body: bytes, buffers: list[memoryview] | None) -> None:
+        channel = self.channel
+        channel.queue(pack_frame(kind, flags, id, 0, 0, channel.acknowledgement(), body, buffers))
+        self._answered += 1
+        if self._paused and self._started - self._answered < MAX_IN_FLIGHT // 2:
+            self._paused = False
+            self.agent.reactor.pause(self, False)
+
+    @property
+    def in_flight(self) -> int:
+        return max(0, self._started - self._answered)
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def hold(self) -> int:
+        """Stop reading the old connection, if any; returns the frames received. `attach` or `let_go` follows."""
+        if self.channel is None:
+            return 0
+        self.agent.reactor.unwatch(self)
+        self.channel.broken = True
+        self.channel.stream.shutdown()
+        self.channel.read_lock.acquire()
+        self.channel.stream.close()
+        return self.channel.reader.received
+
+    def let_go(self) -> None:
+        if self.channel is not None:
+            self.channel.read_lock.release()
+
+    def attach(self, stream: Stream, received_by_peer: int) -> None:
+        """Serve this connection from now on."""
+        if self.channel is None:
+            self.channel = Channel(stream, FrameReader(self.agent.receive_pool.allocate))
+        else:
+            try:
+                self.channel.resume(stream, received_by_peer)
+            finally:
+                self.channel.read_lock.release()
+        with self._state_lock:
+            if self.closed:
+                stream.close()
+                return
+            self._broken = False
+        self.agent.reactor.watch(self)
+        self.channel.flush()
+
+    @property
+    def is_broken(self) -> bool:
+        return self._broken
+
+    def broke(self, exc: BaseException) -> None:
+        """The connection is gone. Called by the reactor, which has stopped watching it."""
+        with self._state_lock:
+            if self.closed or self._broken:
+                return
+            self._broken = True
+            self._broken_at = time.monotonic()
+        self.channel.broken = True
+        self.channel.stream.close()
+        if isinstance(exc, RemoteProtocolError):
+            _log.warning("%s broke the protocol and is disconnected: %s", self.peer.name, exc)
+            self.close()
+            return
+        self.agent.monitor.call_later(self.agent.options.resume_window, self._expire)
+
+    def _expire(self) -> None:
+        with self._state_lock:
+            if self.closed or not self._broken:
+                return
+            if time.monotonic() - self._broken_at < self.agent.options.resume_window * 0.9:
+                return  # it has come back and broken again since this was arranged
+        self.close()
+
+    def close(self) -> None:
+        """Forget this session: what has not started will not, what runs runs on and its answer is dropped."""
+        with self._state_lock:
+            if self.closed:
+                return
+            self.closed = True
+        self.waiting.clear()
+        self.agent.forget_session(self)
+        if self.channel is not None:
+            self.agent.reactor.unwatch(self)
+            self.channel.close()
