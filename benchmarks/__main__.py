@@ -30,6 +30,7 @@ def main(quick: bool, only: tuple[str, ...]) -> None:
     """Measure this project beside torch RPC and a bare socket, in one run on this machine."""
     chosen = only or tuple(NAMES)
     began = time.monotonic()
+    RESULTS.mkdir(exist_ok=True)
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {text}", file=sys.stderr, flush=True)
@@ -39,7 +40,8 @@ def main(quick: bool, only: tuple[str, ...]) -> None:
             meeting = Meeting({peer: free_port() for peer in PORTS}, etcd=etcd.address)
             rounds, seconds = (2, 0.1) if quick else (5, 0.3)
             report = compare(meeting, PEERS, workloads, rounds=rounds, seconds=seconds, say=say)
-            report.write(RESULTS)
+            (RESULTS / "calls.json").write_text(report.to_json())
+            report.plot(RESULTS / "calls.png")
             print(report.table())
         findings = joins(etcd.address, times=1 if quick else 3, say=say) if "joins" in chosen else []
         findings += idle(etcd.address, seconds=2 if quick else 10, say=say) if "idle" in chosen else []

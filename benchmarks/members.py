@@ -91,7 +91,7 @@ def _live(name: str, meeting: Meeting, orders: Connection) -> None:
     orders.send(time.perf_counter() - start)
     try:
         orders.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         rpcgroup.shutdown(graceful=False)
 
 

@@ -63,11 +63,8 @@ class Report:
         ]
         return _markdown([head, *body])
 
-    def write(self, folder: Path) -> None:
-        """`calls.json` and `calls.png`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "calls.json").write_text(json.dumps(self._data(), indent=2) + "\n")
-        self._plot(folder / "calls.png")
+    def to_json(self) -> str:
+        return json.dumps(self._data(), indent=2) + "\n"
 
     def _data(self) -> dict[str, object]:
         return {
@@ -91,7 +88,7 @@ class Report:
             ],
         }
 
-    def _plot(self, path: Path) -> None:
+    def plot(self, path: Path) -> None:
         import matplotlib
 
         matplotlib.use("Agg")

@@ -43,8 +43,12 @@ class Stage:
             process.start()
             theirs.close()
             self._processes.append(process)
-        for name in (SERVER, CLIENT):
-            self._receive(name, START_SECONDS)
+        try:
+            for name in (SERVER, CLIENT):
+                self._receive(name, START_SECONDS)
+        except Exception:
+            self.close()
+            raise
 
     def can(self, need: str) -> bool:
         return hasattr(PEERS[self.peer], need)
@@ -104,7 +108,7 @@ def _play(peer: str, name: str, meeting: Meeting, orders: Connection) -> None:
     while True:
         try:
             workload, seconds = orders.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             break
         try:
             orders.send(slices[workload](actor, seconds))

@@ -11,13 +11,16 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 
 import hypothesis
 import pytest
 
 SETTLE_SECONDS = 5.0
 """How long a test's threads, processes and descriptors may take to go after its last line."""
+
+# The tests run beside each other; torch's threads would only wait for one another's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=300)
@@ -89,8 +92,11 @@ def _threads() -> frozenset[threading.Thread]:
 
 
 def _children() -> frozenset[int]:
-    """Zombies too. Multiprocessing's resource tracker is not a test's: it lives as long as the process."""
-    tracker = getattr(resource_tracker._resource_tracker, "_pid", None)
+    """Zombies too. Multiprocessing's own helpers are no test's: they live as long as this process."""
+    helpers = {
+        getattr(resource_tracker._resource_tracker, "_pid", None),
+        getattr(forkserver._forkserver, "_forkserver_pid", None),
+    }
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
         try:
@@ -98,18 +104,21 @@ def _children() -> frozenset[int]:
                 found.update(int(pid) for pid in children.read().split())
         except OSError:  # the thread has ended meanwhile
             continue
-    return frozenset(found - {tracker})
+    return frozenset(found - helpers)
 
 
 def _descriptors() -> frozenset[tuple[int, str]]:
-    tracker = getattr(resource_tracker._resource_tracker, "_fd", None)
+    helpers = {
+        getattr(resource_tracker._resource_tracker, "_fd", None),
+        getattr(forkserver._forkserver, "_forkserver_alive_fd", None),
+    }
     found: set[tuple[int, str]] = set()
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:  # that of the listing itself
             continue
-        if int(name) != tracker and not target.startswith("/dev/"):
+        if int(name) not in helpers and not target.startswith("/dev/"):
             found.add((int(name), target))
     return frozenset(found)
 
