@@ -22,12 +22,14 @@ __all__ = [
     "OwnerDiedError",
     "PeerUnreachableError",
     "ProtocolError",
+    "RRefCreationTimeoutError",
     "RRefError",
     "RemoteProtocolError",
     "RendezvousError",
     "RendezvousUnavailableError",
     "RpcGroupError",
     "SerializationError",
+    "UnknownGroupError",
     "UnknownWorkerError",
 ]
 
@@ -70,6 +72,10 @@ class RRefError(RpcGroupError, RuntimeError):
     """A reference cannot be used: its creation failed, or it is used where it must not be."""
 
 
+class RRefCreationTimeoutError(RRefError, TimeoutError):
+    """`remote` was not answered in time: the value may or may not exist on its owner."""
+
+
 class OwnerDiedError(RRefError, PeerUnreachableError):
     """The worker that held the value of an RRef is dead; the value is lost."""
 
@@ -94,6 +100,10 @@ class HandshakeError(RemoteProtocolError, ConnectionError):
 # Membership.
 class GroupError(RpcGroupError, RuntimeError):
     """Something about the group."""
+
+
+class UnknownGroupError(GroupError, ValueError):
+    """No group of that name runs on this machine."""
 
 
 class RendezvousError(GroupError):

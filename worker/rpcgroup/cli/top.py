@@ -1,0 +1,49 @@
+"""`rpcgroup top`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from rpcgroup.errors import UnknownGroupError
+from rpcgroup.local.control import request
+from rpcgroup.local.directory import find_running, running_groups
+from rpcgroup.local.view import picture
+
+__all__ = ["command"]
+
+EVENTS_SHOWN = 8
+
+
+@click.command("top")
+@click.argument("group", required=False)
+@click.option("-n", "--interval", default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option("-o", "--output", type=click.Choice(["live", "json"]), default="live", show_default=True)
+def command(group: str | None, interval: float, output: str) -> None:
+    """Watch the workers of a running GROUP (the only one where none is named) until Ctrl-C or its end.
+
+    With `-o json` one line of JSON for each look.
+    """
+    socket = find_running(group).socket if group else only_running()
+    if output == "json":
+        while socket.exists():
+            click.echo(json.dumps(request(socket, {"command": "status"})))
+            time.sleep(interval)
+        return
+    with Live(console=Console(), screen=True, auto_refresh=False) as live:
+        while socket.exists():
+            live.update(picture(request(socket, {"command": "status"}), EVENTS_SHOWN), refresh=True)
+            time.sleep(interval)
+
+
+def only_running() -> Path:
+    running = running_groups()
+    if len(running) == 1:
+        return running[0].socket
+    names = ", ".join(f"{d.namespace}/{d.group}" for d in running)
+    raise UnknownGroupError(f"which group? running: {names}" if running else "no group runs on this machine")

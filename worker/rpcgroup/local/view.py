@@ -1,0 +1,111 @@
+"""The live picture of a group in a terminal: members, epoch, job progress, the last events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["LiveReporter", "picture"]
+
+COLOURS: Final = {
+    "ready": "green",
+    "succeeded": "green",
+    "failed": "red",
+    "draining": "yellow",
+    "left": "yellow",
+    "terminating": "yellow",
+}
+
+REDRAW: Final = 0.1
+"""Seconds; the picture changes no more often than a person can read."""
+
+COLUMNS: Final = ("calls", "calls_per_s", "latency_ms", "rrefs", "in_flight")
+"""Figures of a worker that have a column of their own; all others are shown as they are."""
+
+
+class LiveReporter:
+    """Events and workers' lines scroll above a picture that stays; see `report.Reporter`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._live.start()
+        self._drawn_at = 0.0
+
+    def event(self, subject: str, text: str) -> None:
+        line = Text(time.strftime("%H:%M:%S "), style="dim")
+        self._console.print(line + Text(f"{subject}: {text}", style="bold"))
+
+    def line(self, worker: str, text: str) -> None:
+        self._console.print(Text(f"[{worker}] ", style="cyan") + Text.from_ansi(text))
+
+    def snapshot(self, snapshot: dict[str, Any]) -> None:
+        if time.monotonic() - self._drawn_at >= REDRAW:
+            self._live.update(picture(snapshot), refresh=True)
+            self._drawn_at = time.monotonic()
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def picture(snapshot: dict[str, Any], events: int = 0) -> RenderableType:
+    """`events`: how many of the last ones to show below."""
+    parts: list[RenderableType] = [headline(snapshot), table(snapshot["workers"])]
+    parts += [Text(line) for line in progress(snapshot["workers"])]
+    for event in snapshot["events"][len(snapshot["events"]) - events :]:
+        when = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+        parts.append(Text(f"{when} {event['subject']}: {event['text']}", style="dim"))
+    return Group(*parts)
+
+
+def headline(snapshot: dict[str, Any]) -> Text:
+    status = snapshot["status"]
+    shown = [c["type"] for c in status["conditions"] if c["status"] == "True"]
+    line = Text(f"{snapshot['namespace']}/{snapshot['name']}", style="bold")
+    line.append(
+        f"   workers {status['readyReplicas']}/{snapshot['spec']['replicas']} ready"
+        f"   epoch {snapshot['epoch']}   {' '.join(shown)}",
+        style="not bold",
+    )
+    if snapshot["rendezvousAwaySince"] is not None:
+        away = time.time() - snapshot["rendezvousAwaySince"]
+        line.append(f"   etcd does not answer for {away:.0f} s", style="red")
+    return line
+
+
+def table(workers: Iterable[dict[str, Any]]) -> Table:
+    result = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("NAME", "ROLE", "STATE", "PID", "RESTARTS"):
+        result.add_column(name, no_wrap=True)
+    for name in ("CALLS", "CALLS/S", "LATENCY MS", "RREFS", "IN FLIGHT"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for worker in workers:
+        state = Text(worker["state"], style=COLOURS.get(worker["state"], ""))
+        figures = [figure(worker["stats"].get(column)) for column in COLUMNS]
+        pid = str(worker["pid"] or "-")
+        result.add_row(worker["name"], worker["role"], state, pid, str(worker["restarts"]), *figures)
+    return result
+
+
+def progress(workers: Iterable[dict[str, Any]]) -> Iterable[str]:
+    """One line for each worker that says how far its job is, or anything else of its own."""
+    for worker in workers:
+        own = {k: v for k, v in worker["stats"].items() if k not in COLUMNS and k != "progress"}
+        told = worker["stats"].get("progress")
+        told = told if isinstance(told, dict) else {}
+        if told or own:
+            yield f"{worker['name']}: " + "  ".join(f"{k} {figure(v)}" for k, v in {**told, **own}.items())
+
+
+def figure(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
