@@ -1,4 +1,5 @@
-"""Runs one worker's references: the pure machine under one lock, its instructions carried out through a `Port`.
+"""Runs one worker's references: the pure machine under one lock, its instructions carried out through a
+`Port`.
 
 The agent calls this; for a call with references in it the order is
 
@@ -8,7 +9,8 @@ The agent calls this; for a call with references in it the order is
 
 A message that arrived is always given to `receive`, even if its function will not run (cancelled, past its
 deadline, an answer nobody waits for any more): let go of the references then, and everybody is told.
-For `remote`: begin_remote and remote_done at the caller, accept_remote and set_value or set_error at the owner.
+For `remote`: begin_remote and remote_done at the caller, accept_remote and set_value or set_error at the
+owner.
 """
 
 from __future__ import annotations
@@ -16,9 +18,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from rpcgroup.rref.ids import ForkData, WireFork
+from rpcgroup.errors import RRefError
+from rpcgroup.rref.cell import Cell, Waiter
+from rpcgroup.rref.driver import Driver, Pending, tell
+from rpcgroup.rref.failures import again, closed_error, creation_error, require_usable
+from rpcgroup.rref.ids import ForkData, ForkId, RRefId, WireFork
+from rpcgroup.rref.messages import decode_fetch, decode_items
 from rpcgroup.rref.port import Port
 from rpcgroup.rref.rref import RRef
+from rpcgroup.rref.transitions import UserState
+from rpcgroup.rref.user import UserFork
 from rpcgroup.wire.messages import MessageType
 
 __all__ = ["Counts", "Pending", "RRefContext"]
@@ -34,40 +43,56 @@ class Counts(NamedTuple):
     pending_children: int
 
 
-class Pending:
-    """References of one message that their owners have not confirmed yet."""
-
-
 class RRefContext:
-    """All references of one worker, from join to shutdown. Thread-safe; a closed one raises `NotInitializedError`."""
+    """All references of one worker, from join to shutdown. Thread-safe; a closed one raises
+    `NotInitializedError`.
+    """
 
-    def __init__(self, port: Port) -> None: ...
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self._driver = Driver(port)
 
     # On the owner.
     def create(self, value: Any) -> RRef[Any]:
         """`RRef(value)`: this worker owns it. Known to the context only once it is shared."""
+        return RRef.of_owner(self, self.new_rref_id(), Cell.of(value))
 
     def accept_remote(self, fork: WireFork, sender: int) -> RRef[Any]:
         """A creation by `remote` has arrived: the reference to give to `set_value` or `set_error`.
 
-        Answer REMOTE_RET at once: it says that the value is pinned, not that its function has finished.
+        REMOTE_RET may be answered at once, which says that the value is pinned, or when its function has
+        finished, which lets the call's timeout bound the function.
         Raises `RRefError` where its creator has given it up or is dead: do not run the function then.
         """
+        data = ForkData.from_wire(fork)
+        with self._driver as machine:
+            machine.accept_remote(data, sender)
+            cell = self._driver.cells.setdefault(data.rref_id, Cell())
+        return RRef.of_owner(self, data.rref_id, cell)
 
     def set_value(self, rref: RRef[Any], value: Any) -> None:
         """The function of an accepted creation returned. Runs the callbacks of waiting fetches inline."""
+        self._driver.settle(_cell_of(rref), value, None)
 
     def set_error(self, rref: RRef[Any], error: BaseException) -> None:
         """The function of an accepted creation raised: every use of the value raises `error`."""
+        self._driver.settle(_cell_of(rref), None, error)
 
-    def when_owner_value(
-        self, payload: bytes, sender: int, callback: Callable[[Any, BaseException | None], None]
-    ) -> None:
+    def when_owner_value(self, payload: bytes, sender: int, callback: Waiter) -> None:
         """Answer a fetch: `callback(value, None)` or `callback(None, error)`.
 
-        Inline where the value is there; else later, from the thread that sets it. Occupies no thread meanwhile,
-        and works before the value's creation has arrived.
+        Inline where the value is there; else later, from the thread that sets it. Occupies no thread
+        meanwhile, and works before the value's creation has arrived. Raises `RRefError` where `sender` is
+        dead.
         """
+        rref_id = decode_fetch(payload)
+        with self._driver as machine:
+            machine.require_living(sender)
+            cell = self._driver.asked_for(rref_id)
+            if not cell.done:
+                cell.waiters.append(callback)
+                return
+        callback(cell.value, cell.error)
 
     # Creation by `remote`.
     def begin_remote(self, owner: int, owner_name: str, type_name: str = "") -> tuple[RRef[Any], ForkData]:
@@ -75,6 +100,12 @@ class RRefContext:
 
         The second part travels with the call. Raises `PeerUnreachableError` where `owner` is dead.
         """
+        with self._driver as machine:
+            user, fork = machine.begin_remote(owner, owner_name, type_name)
+            if user is not None:
+                return RRef.of_user(self, user), fork
+            cell = self._driver.cells[fork.rref_id] = Cell()
+        return RRef.of_owner(self, fork.rref_id, cell), fork
 
     def remote_done(self, fork: ForkData, error: BaseException | None) -> None:
         """The creation was answered, or failed, or timed out; call exactly once.
@@ -82,6 +113,18 @@ class RRefContext:
         With an error, every later use or pass of the reference raises one of its kind. It need not be known
         whether the owner has run the call. A function that raised is not an error here: that is the value.
         """
+        waiters: list[Waiter] = []
+        failure = None if error is None else creation_error(fork, error)
+        with self._driver as machine:
+            if failure is None:
+                machine.remote_confirmed(fork)
+                return
+            if fork.owner == self.port.incarnation and fork.rref_id in self._driver.cells:
+                cell = self._driver.cells[fork.rref_id]
+                cell.creation_error = failure
+                waiters = cell.settle(None, failure)
+            machine.remote_failed(fork, failure)
+        tell(waiters, None, failure)
 
     # Passing on.
     def fork(self, rref: RRef[Any], to: int) -> ForkData:
@@ -89,18 +132,49 @@ class RRefContext:
 
         Raises what a use of `rref` raises, and `PeerUnreachableError` where `to` is dead.
         """
+        if rref._context is not self:
+            raise RRefError(f"{rref} was made before the last init_rpc and cannot be passed on")
+        with self._driver as machine:
+            self.require_usable(rref)
+            if rref._user is not None:
+                return machine.pass_on(rref._user, to)
+            cell = _cell_of(rref)
+            fork = machine.pass_on_owned(rref._rref_id, cell.type_name(), to)
+            self._driver.cells[rref._rref_id] = cell
+            return fork
 
     def fork_failed(self, fork: ForkData) -> None:
         """The message with this fork provably never reached the peer's `receive`.
 
         Do not call it where that is unknown: then the peer's answer or its death settles the fork.
         """
+        with self._driver as machine:
+            machine.take_back(fork)
 
     def receive(self, forks: Iterable[WireFork], sender: int) -> tuple[list[RRef[Any]], Pending | None]:
-        """The references of a message that arrived, in order, and what to wait for before user code sees them.
+        """The references of a message that arrived, in order, and what to wait for before user code sees
+        them.
 
         Raises `RRefError` where `sender` is dead; a message is received at most once.
         """
+        rrefs: list[RRef[Any]] = []
+        pending: Pending | None = None
+        with self._driver as machine:
+            machine.require_living(sender)
+            for wire in forks:
+                fork = ForkData.from_wire(wire)
+                if fork.owner == self.port.incarnation:
+                    cell = self._driver.asked_for(fork.rref_id)
+                    machine.receive(fork, sender)
+                    rrefs.append(RRef.of_owner(self, fork.rref_id, cell))
+                    continue
+                user = machine.receive(fork, sender)
+                assert user is not None
+                rrefs.append(RRef.of_user(self, user))
+                if user.state is not UserState.CONFIRMED:
+                    pending = pending or Pending()
+                    self._driver.awaits(user, pending)
+        return rrefs, pending
 
     def when_confirmed(
         self, pending: Pending | None, callback: Callable[[BaseException | None], None]
@@ -109,19 +183,33 @@ class RRefContext:
 
         With an error (`OwnerDiedError`, `RRefError`) where one never will be: do not run the function.
         """
+        if pending is not None:
+            with self._driver:
+                if not pending.settled():
+                    pending.callback = callback
+                    return
+        callback(None if pending is None else pending.error)
 
     # Events.
     def on_message(self, kind: MessageType, payload: bytes, sender: int) -> None:
-        """RREF_USER_DELETE, RREF_CHILD_ACCEPT or RREF_FORK_REQUEST. Idempotent, quick; answer RREF_ACK after it.
+        """RREF_USER_DELETE, RREF_CHILD_ACCEPT or RREF_FORK_REQUEST. Idempotent, quick; answer RREF_ACK after
+        it.
 
-        Raises `RRefError` where `sender` is dead (send it back), `RemoteProtocolError` for a malformed payload.
+        Raises `RRefError` where `sender` is dead (send it back), `RemoteProtocolError` for a malformed
+        payload.
         """
+        items = decode_items(payload)
+        with self._driver as machine:
+            machine.on_message(kind, items, sender)
 
     def member_died(self, incarnation: int) -> None:
-        """The worker is gone for good: record gone and unreachable, left, or replaced by a newer incarnation."""
+        """The worker is gone for good: dead, left, or replaced by a newer incarnation."""
+        with self._driver as machine:
+            machine.member_died(incarnation)
 
     def reap(self) -> None:
-        """Delete what the program has let go of. Cheap when there is nothing; every other method does it too."""
+        """Delete what the program has let go of, as every event does. Cheap when there is nothing."""
+        self._driver.reap()
 
     # The end.
     def shutdown(self, timeout: float | None) -> bool:
@@ -129,14 +217,79 @@ class RRefContext:
 
         False where that took longer than `timeout` seconds (None: no limit). A use of one afterwards raises.
         """
+        with self._driver as machine:
+            quiet = self._driver.when_quiet()
+            machine.release_all()
+        return self.port.wait(quiet, timeout)
 
     def leaks(self) -> list[str]:
         """One line for each reference that is still there: after `shutdown` on all workers, a leak."""
+        with self._driver as machine:
+            users = [(u.rref_id, u.fork_id, u.owner_name) for u in machine.held.users()]
+            owned = machine.owned.forks()
+        return [
+            f"Leaking RRef {self.show_id(rref_id)}: fork {self.show_id(fork_id)}, owned by {owner_name!r}"
+            for rref_id, fork_id, owner_name in users
+        ] + [
+            f"Leaking RRef {self.show_id(rref_id)}, owned here, used by workers {sorted(set(forks.values()))}"
+            for rref_id, forks in owned.items()
+        ]
 
     def close(self) -> None:
-        """Drop everything and send nothing more; waiting fetches and calls get `NotInitializedError`."""
+        """Drop everything and send nothing more; waiting fetches and calls get `NotInitializedError`.
+        Idempotent.
+        """
+        self._driver.close()
 
-    def counts(self) -> Counts: ...
+    def counts(self) -> Counts:
+        with self._driver as machine:
+            held, owned = machine.held, machine.owned
+            forks = sum(len(forks) for forks in owned.forks().values())
+            return Counts(len(owned), len(held), forks, held.pending_users(), held.pending_children())
 
     def debug_info(self) -> dict[str, str]:
         """`counts` under torch's names (`num_owner_rrefs`, `num_user_rrefs`, `num_forks`, ...)."""
+        return {f"num_{name}": str(count) for name, count in self.counts()._asdict().items()}
+
+    # For `RRef` and `uses`.
+    def new_rref_id(self) -> RRefId:
+        return self._driver.machine.new_rref_id()
+
+    def let_go(self, user: UserFork) -> None:
+        """`RRef.__del__`: takes no lock, never blocks."""
+        self._driver.let_go(user)
+
+    def require_usable(self, rref: RRef[Any]) -> None:
+        """Raises what a use of `rref` raises at once. Takes no lock: judges by its state of this moment."""
+        if self._driver.is_closed():
+            raise closed_error()
+        if rref._user is not None:
+            require_usable(rref._user)
+        else:
+            _require_created(_cell_of(rref))
+
+    def when_set(self, cell: Cell, waiter: Waiter) -> None:
+        """`when_owner_value` for a reference of the owner itself."""
+        with self._driver:
+            if not cell.done:
+                cell.waiters.append(waiter)
+                return
+        waiter(cell.value, cell.error)
+
+    def is_dead(self, incarnation: int) -> bool:
+        return self._driver.machine.is_dead(incarnation)
+
+    def show_id(self, id_: RRefId | ForkId) -> str:
+        """As torch writes an id."""
+        return f"GloballyUniqueId(created_on={self.port.worker_id(id_.worker)}, local_id={id_.local})"
+
+
+def _cell_of(rref: RRef[Any]) -> Cell:
+    if rref._cell is None:
+        raise RRefError(f"{rref} has no value on this worker: its owner is {rref.owner_name()!r}")
+    return rref._cell
+
+
+def _require_created(cell: Cell) -> None:
+    if cell.creation_error is not None:
+        raise again(cell.creation_error)

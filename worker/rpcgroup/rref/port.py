@@ -31,7 +31,9 @@ class FutureLike(Protocol):
 
 
 class Port(Protocol):
-    """One worker's way to the others. Every method may be called from any thread, and is called with no lock held."""
+    """One worker's way to the others. Every method may be called from any thread, and is called with no lock
+    held.
+    """
 
     incarnation: int
     name: str
@@ -44,10 +46,11 @@ class Port(Protocol):
     def send(self, to: int, kind: MessageType, payload: bytes, done: Done) -> None:
         """Send a control message to the worker of incarnation `to`, at most once; never blocks, never raises.
 
-        `done` is called exactly once, inline or from another thread: with None when the peer's `on_message` has
-        returned, with an `RRefError` when it raised one, with anything else when the outcome is unknown or the
-        message did not leave. The context sends again with backoff until `member_died(to)`, so the agent must
-        report the death of every incarnation that is asked for and is not, or no longer, in the group.
+        `done` is called exactly once, inline or from another thread: with None when the peer's `on_message`
+        has returned, with an `RRefError` when it raised one, with anything else when the outcome is unknown
+        or the message did not leave. The context sends again with backoff until `member_died(to)`, so the
+        agent must report the death of every incarnation that is asked for and is not, or no longer, in the
+        group.
         """
         ...
 
@@ -58,16 +61,16 @@ class Port(Protocol):
     def wake(self) -> None:
         """Ask for `RRefContext.reap()` soon.
 
-        Called by the garbage collector inside any code, a holder of any lock included: must not lock, block or
-        raise. Setting a flag that the monitor looks at, or `SimpleQueue.put`, are safe.
+        Called by the garbage collector inside any code, a holder of any lock included: must not lock, block
+        or raise. Setting a flag that the monitor looks at, or `SimpleQueue.put`, are safe.
         """
         ...
 
     def fetch(self, to: int, payload: bytes, timeout: float) -> FutureLike:
         """Ask the owner for a value (`RRefContext.when_owner_value` answers there).
 
-        `timeout` in seconds, as everywhere: -1 = the default, 0 = none. The future's `wait` returns the decoded
-        value or raises what the owner reported.
+        `timeout` in seconds, as everywhere: -1 = the default, 0 = none. The future's `wait` returns the
+        decoded value or raises what the owner reported.
         """
         ...
 
@@ -95,5 +98,5 @@ class Port(Protocol):
         ...
 
     def worker_id(self, incarnation: int) -> int:
-        """The worker's id as users see it, for `str`; the incarnation where it is not known. Does not raise."""
+        """The worker's id as users see it; the incarnation where it is not known. Does not raise."""
         ...

@@ -1,7 +1,7 @@
 """The lifecycles of the fork protocol, each one table; a move that is not in its table raises.
 
-Torch's notes on RRefs describe the owner's view of a fork (unknown, known, deleted) and leave lost, repeated and
-late messages to do. Here they are rows of the table.
+Torch's notes on RRefs describe the owner's view of a fork (unknown, known, deleted) and leave lost, repeated
+and late messages to do. Here they are rows of the table.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ValueEvent(enum.Enum):
     CREATE = "create"
     EXPECT = "expect"
     GIVE_UP = "give up"
-    """Its creator died or deleted its own fork, or nothing has created it for longer than a message travels."""
+    """Its creator died or deleted its own fork, or no creation can be under way any more."""
     DROP = "drop"
     """Its last user is gone."""
 
@@ -113,7 +113,7 @@ class UserState(enum.Enum):
     """The owner may not know it yet: it is kept, whatever the program does."""
     CONFIRMED = "confirmed"
     FAILED = "failed"
-    """`remote` failed, or the owner refused the fork: every use raises. The owner may know it all the same."""
+    """`remote` failed, or the owner refused it: every use raises. The owner may know it all the same."""
     ORPHANED = "orphaned"
     """The owner died: every use raises."""
     DELETING = "deleting"
