@@ -16,7 +16,6 @@ from examples.digits.ledger import Ledger
 
 __all__ = ["Answer", "ParameterServer", "parameter_server", "serve"]
 
-LEARNING_RATE = 2e-3
 LOOK_SECONDS = 0.5
 FAREWELL_SECONDS = 10.0
 
@@ -35,7 +34,7 @@ class ParameterServer:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards all below: the model is changed by one gradient at a time
         self._model = model.build()
-        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=LEARNING_RATE)
+        self._optimizer = model.Momentum(self._model)
         self._ledger = Ledger()
         self._enough = False
         self._weights: rpc.RRef[list[torch.Tensor]] | None = None
@@ -48,9 +47,7 @@ class ParameterServer:
         """Apply one gradient; it counts even if it comes when it is already enough."""
         with self._lock:
             self._ledger.enter(trainer, life, epoch, number)
-            for parameter, gradient in zip(self._model.parameters(), gradients, strict=True):
-                parameter.grad = gradient
-            self._optimizer.step()
+            self._optimizer.step(gradients)
             self._weights = None
             return self._answer()
 

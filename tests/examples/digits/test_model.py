@@ -9,13 +9,11 @@ def test_gradients_lead_to_a_classifier() -> None:
     torch.manual_seed(0)
     train, held_out = data.load()
     net = model.build()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    optimizer = model.Momentum(net)
     random = torch.Generator().manual_seed(0)
     for _ in range(8):
         for batch in data.batches(train, 64, random):
-            for parameter, gradient in zip(net.parameters(), model.gradients(net, batch), strict=True):
-                parameter.grad = gradient
-            optimizer.step()
+            optimizer.step(model.gradients(net, batch))
     assert model.accuracy(net, held_out) > 0.9
 
 
