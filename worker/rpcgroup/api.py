@@ -1,0 +1,236 @@
+"""The module-level API: torch's names, over the one group that this process is a member of."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from rpcgroup.agent.agent import UNSET_TIMEOUT, Agent, Target
+from rpcgroup.agent.options import AgentOptions
+from rpcgroup.environment import Environment, host_identity, own_address, read_secret
+from rpcgroup.errors import GroupError, NotInitializedError
+from rpcgroup.futures import Future
+from rpcgroup.group import Group
+from rpcgroup.membership.record import MemberRecord, MemberState
+from rpcgroup.membership.rendezvous import DrainRequest
+from rpcgroup.membership.url import open_rendezvous, parse_rendezvous_url
+from rpcgroup.rref.rref import RRef
+from rpcgroup.transport.base import Transport
+from rpcgroup.transport.memory import MemoryTransport
+from rpcgroup.transport.tcp import TcpTransport
+from rpcgroup.worker_info import WorkerInfo
+
+__all__ = [
+    "get_worker_info",
+    "init_rpc",
+    "on_drain",
+    "progress",
+    "remote",
+    "rpc_async",
+    "rpc_sync",
+    "shutdown",
+]
+
+T = TypeVar("T")
+SIGTERM_GRACE: Final = 25.0
+"""Seconds that a SIGTERM gives: Kubernetes kills 30 s after it, by default."""
+
+_log = logging.getLogger(__name__)
+_memory_transport = MemoryTransport()
+_lock = threading.Lock()  # guards _group while it is made or ended
+_group: Group | None = None
+
+
+def init_rpc(
+    name: str | None = None,
+    backend: object = None,
+    rank: int = -1,
+    world_size: int | None = None,
+    rpc_backend_options: AgentOptions | None = None,
+    *,
+    init_method: str | None = None,
+    role: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Group:
+    """Join a group; returns when this worker is a member and serves calls.
+
+    In a pod and under `rpcgroup run` everything comes from the environment. Elsewhere `init_method` is
+    `etcd://HOST:PORT[,HOST:PORT]/NAMESPACE/GROUP` and `name` the worker's name. With `world_size` it returns
+    when that many members are there. Raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`,
+    and `GroupError` for what is missing.
+    """
+    global _group
+    with _lock:
+        if _group is not None:
+            raise GroupError(f"RPC is already initialized: this process is {_group.name!r}")
+        environment = Environment.read()
+        url = init_method or environment.rendezvous
+        if not url:
+            raise GroupError(
+                "init_rpc does not know where the group meets: give init_method='etcd://HOST:PORT/NAMESPACE/GROUP', "
+                "or start this program by `rpcgroup run` or in an RPCGroup's pod"
+            )
+        name = name or environment.name
+        if not name:
+            raise GroupError("init_rpc needs the worker's name: give name=..., or set RPCGROUP_NAME")
+        options = rpc_backend_options or AgentOptions()
+        group = _make_group(name, url, environment, options)
+        group.join(_record(group.agent, environment, role, rank, labels or {}))
+        _group = group
+    group.when_drained_unheard = _leave_and_exit
+    _listen_to_sigterm(group)
+    if world_size is not None:
+        try:
+            group.wait_for(world_size, timeout=options.rpc_timeout or None)
+        except GroupError:
+            shutdown(graceful=False)
+            raise
+    return group
+
+
+def shutdown(graceful: bool = True, timeout: float | None = None) -> None:
+    """Leave the group; graceful: once the calls under way are through. Another `init_rpc` may follow.
+
+    Raises `NotInitializedError` where there is nothing to shut down.
+    """
+    global _group
+    group = _current()
+    group.leave(graceful, timeout)
+    with _lock:
+        if _group is group:
+            _group = None
+
+
+def rpc_sync(
+    to: Target,
+    func: Callable[..., T],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    timeout: float = UNSET_TIMEOUT,
+) -> T:
+    """Call `func` on `to` and return its result.
+
+    `to` is a name, an id or a `WorkerInfo`; `timeout` in seconds, -1 = the default, 0 = none. Raises what the
+    function raised, in its own type; `CallTimeoutError`, `PeerUnreachableError`, `UnknownWorkerError`,
+    `SerializationError`, `NotInitializedError`.
+    """
+    group = _group
+    if group is None:
+        raise _not_initialized()
+    result: T = group.agent.rpc_sync(to, func, args, kwargs, timeout)
+    return result
+
+
+def rpc_async(
+    to: Target,
+    func: Callable[..., T],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    timeout: float = UNSET_TIMEOUT,
+) -> Future[T]:
+    """As `rpc_sync`, without waiting: a future that can be waited for, awaited, chained and cancelled."""
+    group = _group
+    if group is None:
+        raise _not_initialized()
+    return group.agent.rpc_async(to, func, args, kwargs, timeout)
+
+
+def remote(
+    to: Target,
+    func: Callable[..., T],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    timeout: float = UNSET_TIMEOUT,
+) -> RRef[T]:
+    """As `rpc_async`, but the result stays with the callee: a reference to it."""
+    return _current().agent.remote(to, func, args, kwargs, timeout)
+
+
+def get_worker_info(worker_name: str | None = None) -> WorkerInfo:
+    """This worker, or the member of that name."""
+    agent = _current().agent
+    if worker_name is None:
+        return agent.info
+    record = agent.peer(worker_name).record
+    return WorkerInfo(record.name, record.id, record.incarnation)
+
+
+def on_drain(callback: Callable[[DrainRequest], None]) -> None:
+    """See `Group.on_drain`."""
+    _current().on_drain(callback)
+
+
+def progress(**values: Any) -> None:
+    """See `Group.progress`."""
+    _current().progress(**values)
+
+
+def _current() -> Group:
+    if _group is None:
+        raise _not_initialized()
+    return _group
+
+
+def _not_initialized() -> NotInitializedError:
+    return NotInitializedError("RPC has not been initialized, or has been shut down: call init_rpc first")
+
+
+def _make_group(name: str, url: str, environment: Environment, options: AgentOptions) -> Group:
+    parsed = parse_rendezvous_url(url)
+    transport: Transport = _memory_transport if parsed.scheme == "memory" else TcpTransport()
+    secret = read_secret()
+    rendezvous = open_rendezvous(url)
+    agent = Agent(
+        name=name,
+        group=f"{parsed.namespace}/{parsed.group}",
+        secret=secret,
+        transport=transport,
+        host=environment.host or own_address(url),
+        port=environment.port,
+        options=options,
+    )
+    return Group(agent, rendezvous, environment.stats_interval)
+
+
+def _record(
+    agent: Agent, environment: Environment, role: str | None, rank: int, labels: Mapping[str, str]
+) -> MemberRecord:
+    return MemberRecord(
+        name=agent.name,
+        role=role or environment.role or MemberRecord.role,
+        id=rank,
+        address=agent.address,
+        host=host_identity(),
+        state=MemberState.READY,
+        labels=dict(labels),
+        pod_name=environment.pod_name,
+        pod_uid=environment.pod_uid,
+    )
+
+
+def _listen_to_sigterm(group: Group) -> None:
+    """SIGTERM asks this worker to leave, unless the program has a handler of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+
+    def on_sigterm(signum: int, frame: object) -> None:
+        if _group is not group:
+            raise SystemExit(0)
+        request = DrainRequest(time.time() + SIGTERM_GRACE, "SIGTERM")
+        group.agent.pool.submit(lambda: group.drain(request))
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _leave_and_exit(request: DrainRequest) -> None:
+    """A drained program that does not listen for it: leave in good order, then end the process as SIGTERM does."""
+    _log.info("leaving the group: no on_drain callback says otherwise")
+    shutdown(graceful=True)
+    os.kill(os.getpid(), signal.SIGTERM)

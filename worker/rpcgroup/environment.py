@@ -1,0 +1,102 @@
+"""What whoever started this worker tells it, read once by `init_rpc`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpcgroup import contract
+from rpcgroup.errors import GroupError
+from rpcgroup.membership.url import parse_rendezvous_url
+
+__all__ = ["Environment", "host_identity", "own_address"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Empty where the variable is not set."""
+
+    rendezvous: str
+    name: str
+    role: str
+    host: str
+    port: int
+    pod_name: str
+    pod_uid: str
+    stats_interval: float
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Environment:
+        """Raises `GroupError` naming the variable that cannot be used."""
+        return cls(
+            rendezvous=environ.get(contract.ENV_RENDEZVOUS, ""),
+            name=environ.get(contract.ENV_NAME, ""),
+            role=environ.get(contract.ENV_ROLE, ""),
+            host=environ.get(contract.ENV_HOST, ""),
+            port=int(_number(environ, contract.ENV_PORT, contract.DEFAULT_PORT)),
+            pod_name=environ.get(contract.ENV_POD_NAME, ""),
+            pod_uid=environ.get(contract.ENV_POD_UID, ""),
+            stats_interval=_number(environ, contract.ENV_STATS_INTERVAL, contract.DEFAULT_STATS_INTERVAL),
+        )
+
+
+def read_secret(environ: Mapping[str, str] = os.environ) -> bytes:
+    """The group's secret; raises `GroupError` that says where it is looked for."""
+    path = environ.get(contract.ENV_SECRET_FILE)
+    if path:
+        try:
+            secret = Path(path).read_bytes().strip()
+        except OSError as exc:
+            raise GroupError(f"cannot read the group's secret from {contract.ENV_SECRET_FILE}={path}: {exc.strerror}") from exc
+        if stat.S_IMODE(os.stat(path).st_mode) & 0o007:
+            raise GroupError(f"the group's secret {path} can be read by everybody: chmod o-rwx {path}")
+    else:
+        secret = environ.get(contract.ENV_SECRET, "").encode()
+    if not secret:
+        raise GroupError(
+            "the group has no secret: RPC runs code, so peers must prove one. Set "
+            f"{contract.ENV_SECRET_FILE} to a file that holds it (or {contract.ENV_SECRET}), the same for all "
+            "members, e.g. made by: openssl rand -hex 32"
+        )
+    return secret
+
+
+def own_address(rendezvous: str) -> str:
+    """The address of the interface that reaches the rendezvous: what peers can reach, as far as anyone can tell."""
+    parsed = parse_rendezvous_url(rendezvous)
+    if parsed.scheme == "memory":
+        return ""
+    host, _, port = parsed.places[0].rpartition(":")
+    try:
+        family, kind, proto, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.connect(target)  # sends nothing: the kernel picks the route
+            address: str = probe.getsockname()[0]
+    except OSError:
+        return "127.0.0.1"
+    return address
+
+
+def host_identity() -> str:
+    """Names the running kernel: equal for two processes of one host, whatever their namespaces."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise GroupError(f"{name}={text!r}: expected a number that is not negative")
+    return value

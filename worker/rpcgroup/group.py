@@ -1,0 +1,292 @@
+"""A group as one of its members sees it: the agent, the seat at the rendezvous, and who else is there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from rpcgroup.agent.agent import Agent
+from rpcgroup.changes import Changes
+from rpcgroup.errors import GroupError, JoinError, NotInitializedError, RendezvousError
+from rpcgroup.executor import GroupExecutor
+from rpcgroup.membership.record import MemberRecord, MemberState
+from rpcgroup.membership.rendezvous import DrainRequest, GroupView, KeyValue, RecordEvent, Rendezvous
+from rpcgroup.membership.tracker import (
+    Change,
+    ChangeKind,
+    MemberStatus,
+    MemberTracker,
+    Reachable,
+    TrackerEvent,
+    Unreachable,
+)
+from rpcgroup.rref.rref import use_context
+from rpcgroup.stats import StatsPublisher
+
+__all__ = ["Group"]
+
+JOIN_TIMEOUT: Final = 30.0
+"""Seconds for the rendezvous to answer."""
+LEAVE_TIMEOUT: Final = 1.0
+"""Seconds for the farewell: an etcd that is away must not keep a worker from ending."""
+IDLE_TIMEOUT: Final = 30.0
+"""Seconds that a graceful shutdown waits for running work where the drain gives no deadline."""
+REFERENCES_TIMEOUT: Final = 1.0
+"""Seconds for owners to answer that the references held here are deleted."""
+
+_log = logging.getLogger(__name__)
+
+
+class Group:
+    """Made by `init_rpc`. Thread-safe.
+
+    Membership news comes from the rendezvous' thread and from the agent's; `_lock` puts it in one order.
+    """
+
+    def __init__(self, agent: Agent, rendezvous: Rendezvous, stats_interval: float) -> None:
+        self.agent = agent
+        self._rendezvous = rendezvous
+        self._record: MemberRecord | None = None
+        self._lock = threading.Lock()  # guards _tracker, _epoch, _subscribers
+        self._changed = threading.Condition(self._lock)
+        self._tracker = MemberTracker()
+        self._epoch = 0
+        self._subscribers: list[Changes] = []
+        self._drain_callbacks: list[Callable[[DrainRequest], None]] = []
+        self._drain: DrainRequest | None = None
+        self._drain_lock = threading.Lock()  # guards _drain, _drain_callbacks
+        self._ended = threading.Event()
+        self._ending = threading.Lock()  # held by the one thread that ends the membership
+        self._stats = StatsPublisher(agent, rendezvous, stats_interval)
+        self.when_drained_unheard: Callable[[DrainRequest], None] | None = None
+        """What becomes of a drain that no callback listens to."""
+        agent.on_unreachable = self._unreachable
+        agent.on_reachable = self._reachable
+
+    def join(self, record: MemberRecord, timeout: float = JOIN_TIMEOUT) -> None:
+        """Enter; raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`, having left nothing behind."""
+        try:
+            stored = self._rendezvous.join(record, admit=admit, listener=_Listener(self), timeout=timeout)
+        except BaseException:
+            self.agent.close()
+            self._rendezvous.close()
+            raise
+        self._record = stored
+        self.agent.start(stored)
+        use_context(self.agent.references)
+        self._stats.start()
+
+    # -- who is here --------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """This worker's."""
+        return self.agent.name
+
+    @property
+    def epoch(self) -> int:
+        """The revision of the last membership change that this worker has seen."""
+        return self._epoch
+
+    @property
+    def me(self) -> MemberRecord:
+        if self._record is None:
+            raise NotInitializedError("this worker has not joined the group")
+        return self._record
+
+    def members(self, role: str | None = None) -> list[MemberRecord]:
+        """Who is here now, by id; with `role` only those of it."""
+        with self._lock:
+            members = list(self._tracker.members.values())
+        return sorted((m for m in members if role is None or m.role == role), key=lambda m: m.id)
+
+    def wait_for(self, count: int, role: str | None = None, timeout: float | None = None) -> list[MemberRecord]:
+        """Wait until at least `count` members (of `role`) are here; raises `GroupError` after `timeout` seconds."""
+        self.agent.reactor.step_aside()
+
+        def enough() -> bool:
+            members = self._tracker.members.values()
+            return sum(role is None or m.role == role for m in members) >= count or self._ended.is_set()
+
+        with self._changed:
+            there = self._changed.wait_for(enough, timeout)
+        members = self.members(role)
+        if not there or len(members) < count:
+            what = f"of role {role!r} " if role else ""
+            raise GroupError(f"{len(members)} members {what}are here, {count} were waited for ({timeout} s)")
+        return members
+
+    def changes(self) -> Changes:
+        """What happens to the membership from now on, in order: an iterator, also an asynchronous one.
+
+        It ends when this worker leaves. Take it before `members` to miss nothing.
+        """
+        changes = Changes(self._unsubscribe, self.agent.reactor.step_aside)
+        with self._lock:
+            if self._ended.is_set():
+                changes.end()
+            else:
+                self._subscribers.append(changes)
+        return changes
+
+    def _unsubscribe(self, changes: Changes) -> None:
+        with self._lock:
+            if changes in self._subscribers:
+                self._subscribers.remove(changes)
+
+    def executor(self, role: str | None = None, *, tasks_per_worker: int = 1) -> GroupExecutor:
+        """A `concurrent.futures.Executor` over whoever is here: see `GroupExecutor`."""
+        return GroupExecutor(self, role, tasks_per_worker)
+
+    @property
+    def kv(self) -> KeyValue:
+        """Small values shared by the group, with watch."""
+        return self._rendezvous.kv
+
+    def progress(self, **values: Any) -> None:
+        """Show these in `rpcgroup status` and `top`: JSON values by name, the latest of each name counts."""
+        self._stats.progress.update(values)
+
+    # -- leaving ------------------------------------------------------------------------------------------
+
+    def on_drain(self, callback: Callable[[DrainRequest], None]) -> None:
+        """Call back when this worker is asked to leave; at once where it has been already.
+
+        The callback gets `deadline` (unix seconds) and `reason`, in a thread of the pool. The program then ends
+        its work and calls `shutdown`, by the deadline: after it the worker is taken out.
+        """
+        with self._drain_lock:
+            self._drain_callbacks.append(callback)
+            request = self._drain
+        if request is not None:
+            self.agent.pool.submit(partial(callback, request))
+
+    def drain(self, request: DrainRequest) -> None:
+        """This worker is asked to leave: by the operator, the driver, a user, or a signal."""
+        with self._drain_lock:
+            if self._drain is not None:
+                return
+            self._drain = request
+            callbacks = list(self._drain_callbacks)
+        _log.info("asked to leave within %.0f s: %s", request.deadline - time.time(), request.reason)
+        self._update_state(MemberState.DRAINING)
+        for callback in callbacks:
+            callback(request)
+        if not callbacks and self.when_drained_unheard is not None:
+            self.when_drained_unheard(request)
+
+    def leave(self, graceful: bool, timeout: float | None = None) -> None:
+        """End the membership; graceful: when the calls under way are through, both mine and others' to me.
+
+        `timeout` in seconds bounds the wait; default: the drain's deadline, else `IDLE_TIMEOUT`. A dead member
+        never blocks it. Idempotent; a second caller waits for the first.
+        """
+        self.agent.reactor.step_aside()
+        with self._ending:
+            if self._ended.is_set():
+                return
+            if graceful:
+                self._finish_work(timeout)
+            self._stats.close()
+            self._rendezvous.leave(LEAVE_TIMEOUT)
+            self._rendezvous.close()
+            use_context(None)
+            self.agent.close()
+            with self._changed:
+                self._ended.set()
+                subscribers = list(self._subscribers)
+                self._changed.notify_all()
+            for changes in subscribers:
+                changes.end()
+
+    def _finish_work(self, timeout: float | None) -> None:
+        if timeout is None:
+            timeout = max(1.0, self._drain.deadline - time.time()) if self._drain else IDLE_TIMEOUT
+        self._update_state(MemberState.DRAINING)
+        agent = self.agent
+        if not agent.wait_until_idle(timeout):
+            _log.warning("left with calls still running after %.0f s", timeout)
+        agent.refuses_calls = True
+        agent.wait_until_idle(REFERENCES_TIMEOUT)
+        agent.references.shutdown(REFERENCES_TIMEOUT)
+
+    def _update_state(self, state: MemberState) -> None:
+        if self._record is None or self._record.state is state:
+            return
+        try:
+            self._record = self._rendezvous.update(state=state)
+        except RendezvousError as exc:
+            _log.warning("could not announce the state %s: %s", state.value, exc)
+
+    # -- news ---------------------------------------------------------------------------------------------
+
+    def viewed(self, view: GroupView, events: Sequence[RecordEvent]) -> None:
+        """From the rendezvous."""
+        missing = self._apply(events, view.epoch)
+        for record in missing:
+            self.agent.pool.submit(partial(self.agent.probe, record.incarnation))
+
+    def _unreachable(self, name: str, incarnation: int) -> None:
+        self._apply([Unreachable(name, incarnation)])
+
+    def _reachable(self, name: str, incarnation: int) -> None:
+        self._apply([Reachable(name, incarnation)])
+
+    def _apply(self, events: Sequence[TrackerEvent], epoch: int = 0) -> list[MemberRecord]:
+        """Bring tracker and agent up to date; returns the members whose record has gone without a word."""
+        with self._changed:
+            before = {r.incarnation for r in self._tracker.missing}
+            changes = [change for event in events for change in self._tracker.handle(event)]
+            self._epoch = max(self._epoch, epoch)
+            for change in changes:
+                for subscriber in self._subscribers:
+                    subscriber.put(change)
+            for record in self._tracker.members.values():
+                self.agent.add_member(record)
+            missing = [r for r in self._tracker.missing if r.incarnation not in before]
+            self._changed.notify_all()
+        for change in changes:
+            self._log_and_remove(change)
+        return missing
+
+    def _log_and_remove(self, change: Change) -> None:
+        if change.kind is ChangeKind.LEFT:
+            self.agent.remove_member(change.member, "has left the group")
+        elif change.kind is ChangeKind.DIED:
+            self.agent.remove_member(change.member, "has died")
+            if change.member.name != self.name:
+                _log.warning("%s has died", change.member.name)
+
+    def is_unreachable(self, name: str) -> bool:
+        with self._lock:
+            return self._tracker.status(name) is MemberStatus.UNREACHABLE
+
+
+class _Listener:
+    """The group's ear at the rendezvous; must not block there."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def on_view(self, view: GroupView, events: Sequence[RecordEvent]) -> None:
+        self._group.viewed(view, events)
+
+    def on_drain(self, request: DrainRequest) -> None:
+        self._group.agent.pool.submit(partial(self._group.drain, request))
+
+
+def admit(mine: MemberRecord, earlier: Sequence[MemberRecord]) -> None:
+    """Whether I fit into the group that was there first; raises `JoinError` that says why not."""
+    for other in earlier:
+        if other.id == mine.id and other.name != mine.name:
+            raise JoinError(f"{mine.name} cannot join with rank {mine.id}: {other.name} has it already")
+        if other.protocol != mine.protocol:
+            raise JoinError(
+                f"{mine.name} speaks protocol version {mine.protocol}, {other.name} speaks {other.protocol}: "
+                "run one version of rpcgroup in a group"
+            )
+
