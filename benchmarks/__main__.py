@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rpcgroup.local.etcd import PrivateEtcd
+from rpcgroup.local.etcd_server import EtcdServer
 
 from benchmarks.calls import compare
 from benchmarks.meeting import Meeting, free_port
@@ -35,16 +36,16 @@ def main(quick: bool, only: tuple[str, ...]) -> None:
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {text}", file=sys.stderr, flush=True)
 
-    with PrivateEtcd() as etcd:
+    with tempfile.TemporaryDirectory() as folder, EtcdServer(Path(folder)) as etcd:
         if workloads := [name for name in chosen if name not in ("joins", "idle")]:
-            meeting = Meeting({peer: free_port() for peer in PORTS}, etcd=etcd.address)
+            meeting = Meeting({peer: free_port() for peer in PORTS}, etcd=etcd.endpoint)
             rounds, seconds = (2, 0.1) if quick else (5, 0.3)
             report = compare(meeting, PEERS, workloads, rounds=rounds, seconds=seconds, say=say)
             (RESULTS / "calls.json").write_text(report.to_json())
             report.plot(RESULTS / "calls.png")
             print(report.table())
-        findings = joins(etcd.address, times=1 if quick else 3, say=say) if "joins" in chosen else []
-        findings += idle(etcd.address, seconds=2 if quick else 10, say=say) if "idle" in chosen else []
+        findings = joins(etcd.endpoint, times=1 if quick else 3, say=say) if "joins" in chosen else []
+        findings += idle(etcd.endpoint, seconds=2 if quick else 10, say=say) if "idle" in chosen else []
     if findings:
         (RESULTS / "members.json").write_text(json.dumps([asdict(f) for f in findings], indent=2) + "\n")
         print("\n".join(f"- {finding}" for finding in findings))

@@ -54,7 +54,7 @@ def shard(trainer: str, trainers: Iterable[str], count: int) -> torch.Tensor:
 def batches(images: Images, size: int, generator: torch.Generator) -> Iterator[Images]:
     """One epoch in random order."""
     order = torch.randperm(len(images), generator=generator)
-    return (images[part] for part in order.split(size))
+    return (images[order[start : start + size]] for start in range(0, len(images), size))
 
 
 def _weight(trainer: str, block: int) -> bytes:

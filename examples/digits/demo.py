@@ -48,17 +48,17 @@ class Demo:
     def say(self, text: str) -> None:
         print(f"== {time.monotonic() - self._began:5.1f} s  {text}", flush=True)
 
-    def members(self) -> list[dict[str, Any]]:
+    def workers(self) -> list[dict[str, Any]]:
         """As `rpcgroup status` tells them; none while the job is not up yet."""
         answer = subprocess.run(
             [RPCGROUP, "status", GROUP, "-o", "json"], check=False, capture_output=True, text=True, timeout=30
         )
-        members: list[dict[str, Any]] = json.loads(answer.stdout)["members"] if answer.returncode == 0 else []
-        return members
+        workers: list[dict[str, Any]] = json.loads(answer.stdout)["workers"] if answer.returncode == 0 else []
+        return workers
 
     def trainers(self) -> dict[str, dict[str, Any]]:
         """Those that are ready, by name."""
-        return {m["name"]: m for m in self.members() if m["role"] == "worker" and m["state"] == READY}
+        return {m["name"]: m for m in self.workers() if m["role"] == "worker" and m["state"] == READY}
 
     def until(
         self, what: str, holds: Callable[[dict[str, dict[str, Any]]], bool]

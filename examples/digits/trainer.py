@@ -9,7 +9,7 @@ import torch
 
 import rpcgroup as rpc
 from examples.digits import data, model
-from examples.digits.server import Answer, parameter_server
+from examples.digits.server import Answer, ParameterServer, parameter_server
 
 __all__ = ["train"]
 
@@ -34,7 +34,7 @@ def train() -> None:
 
 
 class _Trainer:
-    def __init__(self, server: rpc.RRef[object], images: data.Images) -> None:
+    def __init__(self, server: rpc.RRef[ParameterServer], images: data.Images) -> None:
         self._server = server
         self._images = images
         self._name = rpc.get_worker_info().name
