@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rpcgroup.local.etcd_server import EtcdServer
 
 from benchmarks.calls import compare
 from benchmarks.meeting import Meeting, free_port
 from benchmarks.members import idle, joins
 from benchmarks.report import OURS, THEIRS
 from benchmarks.workloads import WORKLOADS
+from rpcgroup.local.etcd_server import EtcdServer
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = [*(workload.name for workload in WORKLOADS), "joins", "idle"]

@@ -80,9 +80,10 @@ class _Trainer:
 
 def _server(group: rpc.Group) -> str:
     """The server's name; a trainer may be here first."""
-    for member in group.members(role="server"):
-        return member.name
-    for change in group.changes():
-        if change.member.role == "server":
-            return change.member.name
+    with group.changes() as changes:  # before looking: one that joins in between is not missed
+        for member in group.members(role="server"):
+            return member.name
+        for change in changes:
+            if change.member.role == "server":
+                return change.member.name
     raise RuntimeError("the group ended before a server joined")
