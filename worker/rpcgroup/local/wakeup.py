@@ -51,8 +51,8 @@ class Wakeup:
 def collecting(wakeup: Wakeup, *numbers: signal.Signals) -> Iterator[deque[signal.Signals]]:
     """Wake for each of these signals and for SIGCHLD; the deque gets those received, apart from SIGCHLD.
 
-    A handler may run between any two lines of the program, so it does nothing else. In the main thread only, as
-    Python asks.
+    A handler may run between any two lines of the program, so it does nothing else. In the main thread only,
+    as Python asks.
     """
     received: deque[signal.Signals] = deque()
 
