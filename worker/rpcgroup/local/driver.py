@@ -22,6 +22,7 @@ from rpcgroup.control.status import Outcome
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.local.control import ControlServer
 from rpcgroup.local.directory import GroupDirectory
+from rpcgroup.local.etcd_server import EtcdServer, EtcdServerError
 from rpcgroup.local.observer import Observer, Sighting
 from rpcgroup.local.pod import LocalPod, deletion_cost
 from rpcgroup.local.report import Reporter
@@ -35,21 +36,24 @@ __all__ = ["LocalDriver"]
 RESYNC: Final = 1.0
 """Seconds after which the driver looks again though nothing woke it."""
 
+ETCD_BACKOFF: Final = 5.0
+"""Seconds between two attempts to start an etcd that has ended."""
+
 EVENTS_KEPT: Final = 100
 
 
 class LocalDriver:
     """Runs one group until its job has ended or it is told to stop.
 
-    `url` and the directory's secret are what workers are given; `rendezvous` is the driver's own seat there,
-    which does not join. The caller opens and closes what it passes.
+    `etcd` runs and is started again when it ends; `rendezvous` is the driver's own seat there, which does not
+    join. The caller opens and closes what it passes.
     """
 
     def __init__(
         self,
         group: RPCGroup,
         directory: GroupDirectory,
-        url: str,
+        etcd: EtcdServer,
         rendezvous: Rendezvous,
         reporter: Reporter,
         wakeup: Wakeup,
@@ -59,7 +63,8 @@ class LocalDriver:
         self.pods: dict[str, LocalPod] = {}
         self.stopped_by: signal.Signals | None = None
         self._directory = directory
-        self._url = url
+        self._etcd = etcd
+        self._url = f"etcd://{etcd.endpoint}/{group.metadata.namespace}/{group.metadata.name}"
         self._rendezvous = rendezvous
         self._reporter = reporter
         self._wakeup = wakeup
@@ -67,6 +72,7 @@ class LocalDriver:
         self._events: deque[tuple[float, str, str]] = deque(maxlen=EVENTS_KEPT)
         self._sighting = Sighting()
         self._evicted: dict[str, int] = {}
+        self._start_etcd_at = 0.0
         self._status = plan(group, [], {}, time.time()).status
 
     def run(self, control: ControlServer, signals: deque[signal.Signals]) -> int:
@@ -80,6 +86,7 @@ class LocalDriver:
                 now = time.time()
                 while signals:
                     self._stop(signals.popleft())
+                self._look_after_etcd(now)
                 self._observe(observer.last, now)
                 planned = self._plan(now)
                 changed = [self._apply(action, now) for action in planned.actions]
@@ -125,6 +132,17 @@ class LocalDriver:
         statuses = (p.exit_status for p in self.pods.values() if p.state is PodState.FAILED)
         status = next((s for s in statuses if s), 1)
         return status if status > 0 else 128 - status
+
+    def _look_after_etcd(self, now: float) -> None:
+        """A crash of etcd costs the workers nothing, as long as it comes back with what it had stored."""
+        if self._etcd.pid is not None or now < self._start_etcd_at:
+            return
+        self.event("etcd", "has ended; starting it again")
+        self._start_etcd_at = now + ETCD_BACKOFF
+        try:
+            self._etcd.start()
+        except EtcdServerError as exc:
+            self.event("etcd", str(exc))
 
     def _observe(self, sighting: Sighting, now: float) -> None:
         if (sighting.away_since is None) != (self._sighting.away_since is None):
@@ -212,13 +230,15 @@ class LocalDriver:
     def _evict(self, name: str) -> None:
         if self._sighting.away_since is not None:
             return  # planned again until etcd is back
+        seen = self._sighting.members[name].incarnation
         try:
-            self._rendezvous.evict(name)
+            record = self._rendezvous.view().members.get(name)  # it may have left since it was seen
+            if record is not None and record.incarnation == seen:
+                self._rendezvous.evict(name)
+                self.event(name, "taken out of the group")
+            self._evicted[name] = seen
         except RendezvousError as exc:
             self.event(name, f"cannot be taken out of the group: {exc}")
-        else:
-            self._evicted[name] = self._sighting.members[name].incarnation
-            self.event(name, "taken out of the group")
 
     def _forget_named_victims(self) -> None:
         """A name is for the pod that has it now, not for the next one."""

@@ -10,13 +10,12 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from rpcgroup.local.etcd_server import EtcdServer
-
 from rpcgroup.control.model import RPCGroup
 from rpcgroup.local.commands import answer
 from rpcgroup.local.control import ControlServer
 from rpcgroup.local.directory import GroupDirectory, state_root
 from rpcgroup.local.driver import LocalDriver
+from rpcgroup.local.etcd_server import EtcdServer
 from rpcgroup.local.report import Reporter
 from rpcgroup.local.template import require_commands
 from rpcgroup.local.wakeup import Wakeup, collecting
@@ -50,7 +49,7 @@ def run_group(group: RPCGroup, manifest: Path, open_reporter: Callable[[], Repor
             closing(open_reporter()) as reporter,
             closing(Wakeup()) as wakeup,
         ):
-            driver = LocalDriver(group, directory, url, rendezvous, reporter, wakeup, facts)
+            driver = LocalDriver(group, directory, etcd, rendezvous, reporter, wakeup, facts)
             driver.event(name, f"etcd at {etcd.endpoint}, logs in {directory.logs}")
             with (
                 closing(ControlServer(directory.socket, partial(answer, driver))) as control,
