@@ -1,0 +1,106 @@
+"""A whole group in one process: every member with an agent of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+
+from rpcgroup.agent.agent import Agent
+from rpcgroup.agent.options import AgentOptions
+from rpcgroup.contract import DEFAULT_ROLE
+from rpcgroup.group import Group
+from rpcgroup.membership.memory import MemoryGroup, MemoryRendezvous
+from rpcgroup.membership.record import MemberRecord, MemberState
+from rpcgroup.transport.base import Transport
+from rpcgroup.transport.memory import MemoryTransport
+from rpcgroup.transport.tcp import TcpTransport
+
+__all__ = ["LocalCluster"]
+
+SECRET = b"the secret of a local cluster"
+STATS_SECONDS = 3600.0
+TRANSPORTS: dict[str, Callable[[], Transport]] = {"memory": MemoryTransport, "tcp": TcpTransport}
+
+
+class LocalCluster:
+    """Members that meet in memory; `cluster["a"]` is the group as the member `a` sees it.
+
+    `transport` is `memory`, `tcp` or one of your own, `FaultyTransport` for example. Everybody knows
+    everybody when the constructor and when `join` returns. What is still there is shut down at once at the
+    end of the context. `RRef(value)`, which knows one member a process, belongs to the last that joined.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str] = (),
+        *,
+        transport: str | Transport = "memory",
+        options: AgentOptions | None = None,
+        group: str = "cluster",
+    ) -> None:
+        self.transport = TRANSPORTS[transport]() if isinstance(transport, str) else transport
+        self.rendezvous = MemoryGroup()
+        self._options = options
+        self._group = group
+        self._groups: dict[str, Group] = {}
+        try:
+            for name in names:
+                self.join(name)
+        except BaseException:
+            self.close()
+            raise
+
+    def join(self, name: str, *, role: str = DEFAULT_ROLE, rank: int = -1) -> Group:
+        """One member more; raises what `Group.join` raises."""
+        host = "127.0.0.1" if self.transport.scheme == "tcp" else name
+        agent = Agent(
+            name=name,
+            group=self._group,
+            secret=SECRET,
+            transport=self.transport,
+            host=host,
+            options=self._options,
+        )
+        group = Group(agent, MemoryRendezvous(self.rendezvous), STATS_SECONDS)
+        group.join(
+            MemberRecord(name=name, role=role, id=rank, address=agent.address, state=MemberState.READY)
+        )
+        self._groups[name] = group
+        for other in self._groups.values():
+            other.wait_for(len(self._groups), timeout=10)
+        return group
+
+    def leave(self, name: str, *, graceful: bool = True) -> None:
+        self._groups.pop(name).leave(graceful)
+
+    def evict(self, name: str) -> None:
+        """Take a member for dead, as the operator does when its process has gone; its agent ends at once."""
+        group = self._groups.pop(name)
+        group.agent.close()
+        MemoryRendezvous(self.rendezvous).evict(name)
+        group.leave(graceful=False)
+
+    def agent(self, name: str) -> Agent:
+        return self._groups[name].agent
+
+    def address(self, name: str) -> str:
+        return self._groups[name].agent.address
+
+    def close(self) -> None:
+        while self._groups:
+            _, group = self._groups.popitem()
+            group.leave(graceful=False)
+
+    def __getitem__(self, name: str) -> Group:
+        return self._groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
