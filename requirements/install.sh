@@ -21,7 +21,8 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 
 install() {
     if [ -x "$venv/bin/uv" ]; then
-        VIRTUAL_ENV="$venv" "$venv/bin/uv" pip install -q "$@"
+        # As pip does: torch takes seconds to import where Python cannot keep what it has compiled.
+        VIRTUAL_ENV="$venv" "$venv/bin/uv" pip install -q --compile-bytecode "$@"
     else
         "$venv/bin/python" -m pip install -q --disable-pip-version-check "$@"
     fi

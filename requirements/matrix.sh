@@ -26,7 +26,7 @@ for pair in ${PAIRS_ONLY:-$PAIRS}; do
     echo "== Python $version, $torch ($venv)"
     # Not the lock: the point is what a user's image may hold.
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || exit 1
-    if VIRTUAL_ENV="$venv" uv pip install -q "$torch" numpy hypothesis pytest pytest-timeout --editable ".[local]" \
+    if VIRTUAL_ENV="$venv" uv pip install -q --compile-bytecode "$torch" numpy hypothesis pytest pytest-timeout --editable ".[local]" \
         && "$venv/bin/python" -m pytest $SMOKE; then
         passed="$passed $version"
     else
