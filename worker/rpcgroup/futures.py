@@ -19,7 +19,6 @@ __all__ = ["Future"]
 T = TypeVar("T")
 S = TypeVar("S")
 _log = logging.getLogger(__name__)
-_allocate_lock = _thread.allocate_lock
 
 before_blocking: list[Callable[[], None]] = []
 """Called before a thread blocks in a future: an agent whose reactor it is hands the leadership over."""
@@ -30,7 +29,7 @@ class _Link(Protocol):
 
     def wait(self, call: Any) -> None: ...
 
-    def arm(self) -> None: ...
+    def expect_eager(self) -> None: ...
 
     def cancel(self, call: Any) -> bool: ...
 
@@ -45,23 +44,24 @@ class _Call(Protocol):
 class Future(torch.futures.Future[T]):
     """The result of an `rpc_async`, or of a `then`, or one to be set by hand. Thread-safe.
 
-    Lifecycle: pending -> answered (its call is done; only with a call) -> settled. `_claim` is taken once, by
-    whoever settles it.
+    Lifecycle: pending -> answered (its call is done; only with a call) -> settled.
+
+    No locks, since a future is made for every call: `_settler` and `_waiter` are taken by whoever gets its entry
+    into the instance's dict first, and every callback is run by whoever pops it from the list.
     """
 
+    # Defaults of the instance's attributes: most are never set.
+    _call: _Call | None = None
+    _settled = False
+    _retrieved = False
+    _value: Any = None
+    _error: BaseException | None = None
+    eager = False
+    """Somebody wants to be told as soon as it is settled."""
+
     def __init__(self) -> None:
-        super().__init__()
-        self._call: _Call | None = None
-        self._claim = _allocate_lock()
-        self._first = _allocate_lock()  # held by the one thread that waits through the call
-        self._lock = _allocate_lock()  # guards _callbacks against settling
-        self._callbacks: list[Callable[[Future[T]], Any]] = []
-        self._settled = False
-        self._retrieved = False
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.eager = False
-        """Somebody wants to be told as soon as it is settled."""
+        # Past torch's Python __init__, which only converts a list of devices.
+        super(torch.futures.Future, self).__init__([])
 
     # -- waiting ------------------------------------------------------------------------------------------
 
@@ -69,12 +69,12 @@ class Future(torch.futures.Future[T]):
         """The value, or raises what went wrong; blocks. On CPU `non_blocking` has no effect."""
         if not self._settled:
             call = self._call
-            if call is not None and self._first.acquire(False):
+            if call is not None and self._take("_waiter"):
                 try:
                     if not call.done:
                         call.link.wait(call)
                 finally:
-                    self._first.release()
+                    del self.__dict__["_waiter"]
                 self._settle_answered()
             if not self._settled:
                 self._block()
@@ -97,7 +97,7 @@ class Future(torch.futures.Future[T]):
     @property
     def waited(self) -> bool:
         """A thread is waiting through the call and will settle it."""
-        return self._first.locked()
+        return "_waiter" in self.__dict__
 
     def __await__(self) -> Generator[Any, None, T]:
         loop = asyncio.get_running_loop()
@@ -135,7 +135,7 @@ class Future(torch.futures.Future[T]):
     def _block(self) -> None:
         for hook in before_blocking:
             hook()
-        woken = _allocate_lock()
+        woken = _thread.allocate_lock()
         woken.acquire()
         self._when_settled(lambda _: woken.release())
         woken.acquire()
@@ -160,20 +160,20 @@ class Future(torch.futures.Future[T]):
         self._when_settled(callback)
 
     def _when_settled(self, callback: Callable[[Future[T]], Any]) -> None:
-        self.eager = True
-        with self._lock:
-            waiting = not self._settled
-            if waiting:
-                self._callbacks.append(callback)
-        if not waiting:
+        if self._settled:
             self._run_callback(callback)
             return
+        self.eager = True
+        self.__dict__.setdefault("_callbacks", []).append(callback)
+        # Appended first, then looked again: whoever settles it after this sees the callback.
         call = self._call
-        if call is not None:
+        if self._settled:
+            self._run_callbacks()
+        elif call is not None:
             if call.done:
                 self.settle()
             else:
-                call.link.arm()
+                call.link.expect_eager()
 
     def _run_callback(self, callback: Callable[[Future[T]], Any]) -> None:
         try:
@@ -185,7 +185,7 @@ class Future(torch.futures.Future[T]):
 
     def set_result(self, result: T) -> None:
         """Settle by hand; raises `RuntimeError` where that has happened already."""
-        if self._claim.locked() and not self._settled:
+        if "_settler" in self.__dict__ and not self._settled:
             super().set_result(result)  # torch's own set_exception comes back here
             return
         self._claim_or_raise()
@@ -214,13 +214,13 @@ class Future(torch.futures.Future[T]):
 
     def _settle_answered(self) -> None:
         """Settle in a thread that wants the value and must not run others' callbacks."""
-        if self._settle_from_call() and self._callbacks:
+        if self._settle_from_call() and "_callbacks" in self.__dict__:
             assert self._call is not None
             self._call.link.agent.pool.submit(self._run_callbacks)
 
     def _settle_from_call(self) -> bool:
         call = self._call
-        if call is None or not call.done or not self._claim.acquire(False):
+        if call is None or not call.done or not self._take("_settler"):
             return False
         try:
             value = call.result()
@@ -231,24 +231,34 @@ class Future(torch.futures.Future[T]):
         return True
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
-        self._value, self._error = value, error
         if error is None:
-            super().set_result(value)
-        elif isinstance(error, Exception):
+            self._value = value
+            super(torch.futures.Future, self).set_result(value)
+            self._settled = True
+            return
+        self._error = error
+        if isinstance(error, Exception):
             super().set_exception(error)
         else:
             super().set_exception(RuntimeError(repr(error)))
-        with self._lock:
-            self._settled = True
+        self._settled = True
 
     def _run_callbacks(self) -> None:
-        with self._lock:
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
+        callbacks: list[Callable[[Future[T]], Any]] = self.__dict__.get("_callbacks", [])
+        while callbacks:
+            try:
+                callback = callbacks.pop(0)
+            except IndexError:
+                return
             self._run_callback(callback)
 
+    def _take(self, entry: str) -> bool:
+        """Whether this thread is the first to ask for `entry`; one atomic operation of the dict."""
+        mine = object()
+        return self.__dict__.setdefault(entry, mine) is mine
+
     def _claim_or_raise(self) -> None:
-        if not self._claim.acquire(False):
+        if not self._take("_settler"):
             raise RuntimeError("the future has a result already")
 
     def __del__(self) -> None:

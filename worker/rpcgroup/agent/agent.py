@@ -81,7 +81,7 @@ class Agent:
         self.monitor = Monitor(self, name)
         self.pool = Pool(name, self.monitor.wake)
         self.invocation = Invocation(self)
-        self.reactor = Reactor(name, self.invocation.handle, self.monitor.wake)
+        self.reactor = Reactor(name, self.invocation.handlers, self.invocation.refuse, self.monitor.wake)
         self.references: RRefContext = None  # type: ignore[assignment]  # made by start: it needs the incarnation
         self._doorway = Doorway(self, transport.listen(host, port), name)
         self._peers: dict[Any, Peer] = {}

@@ -10,11 +10,10 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from rpcgroup.agent.link import KEYWORDS
 from rpcgroup.agent.monitor import TICK
-from rpcgroup.agent.reactor import Incoming
 from rpcgroup.agent.session import Function, Session
 from rpcgroup.errors import CallTimeoutError, DrainedError, RemoteProtocolError, RpcGroupError, SerializationError
 from rpcgroup.futures import Future
@@ -40,10 +39,11 @@ class Invocation:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._codec = agent.codec
         self._functions: dict[Any, Function] = {}
         self.served = 0
         """Calls whose function has run; may miss some under concurrent runs, it is a statistic."""
-        self.handlers: dict[int, Callable[[Session, Frame], None]] = {
+        handlers: dict[MessageType, Callable[[Session, Frame], None]] = {
             MessageType.PYTHON_CALL: self._python_call,
             MessageType.PYTHON_REMOTE_CALL: self._remote_call,
             MessageType.PYTHON_RREF_FETCH_CALL: self._fetch,
@@ -54,18 +54,7 @@ class Invocation:
             MessageType.CANCEL: self._cancel,
             MessageType.GOODBYE: self._goodbye,
         }
-
-    def handle(self, incoming: Incoming, frame: Frame) -> None:
-        """The reactor's entry."""
-        session = cast(Session, incoming)
-        handler = self.handlers.get(frame.kind)
-        if handler is None:
-            self._refuse(session, frame)
-            return
-        try:
-            handler(session, frame)
-        except Exception:
-            _log.exception("the handler of message kind %d failed: this is a bug of rpcgroup", frame.kind)
+        self.handlers: dict[int, Callable[[Session, Frame], None]] = {int(k): h for k, h in handlers.items()}
 
     # -- functions ----------------------------------------------------------------------------------------
 
@@ -113,21 +102,22 @@ class Invocation:
             self._fail(session, frame.id, exc)
             return
         if pending:
-            self._when_confirmed(session, frame.id, pending, partial(self._call, session, frame.id, function, args, kwargs))
+            call = partial(self._call, session, frame.id, function, args, kwargs)
+            self._when_confirmed(session, frame.id, pending, call)
         else:
             self._call(session, frame.id, function, args, kwargs)
 
     def _call(
-        self, session: Session, id: int, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, session: Session, id: int, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     ) -> None:
+        call = function.call
+        assert call is not None
         try:
-            assert function.call is not None
-            result = function.call(*args, **kwargs) if kwargs else function.call(*args)
+            result = call(*args, **kwargs) if kwargs else call(*args)
             self.served += 1
             if function.is_async:
                 self._answer_when_done(session, id, result)
-                return
-            if result is None:
+            elif result is None:
                 session.answer_nothing(id)
             else:
                 session.answer(id, self._encode(session, result))
@@ -154,40 +144,41 @@ class Invocation:
 
     def _decode(
         self, session: Session, frame: Frame, pending: list[Any]
-    ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
-        def receive(forks: list[Any]) -> list[Any]:
-            references, unconfirmed = self._agent.references.receive(forks, session.peer.incarnation)
-            if unconfirmed is not None:
-                pending.append(unconfirmed)
-            return list(references)
-
-        values = self._agent.codec.decode(
-            frame.flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, receive
-        )
+    ) -> tuple[Function, tuple[Any, ...], dict[str, Any] | None]:
+        """The function and its arguments; what has to be confirmed first is put into `pending`."""
+        flags = frame.flags
+        values: tuple[Any, ...] = ()
+        if flags:
+            receive = partial(self._receive, session, pending)
+            values = self._codec.decode(flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, receive)
         if self._agent.refuses_calls:
             raise DrainedError(f"{self._agent.name} is leaving and did not run the call: try another worker")
-        if not frame.function:
+        number = frame.function
+        if not number:
             call, args, kwargs = values
             return Function(call, None), args, kwargs
-        function = session.functions.get(frame.function)
+        function = session.functions.get(number)
         if function is None:
-            raise RemoteProtocolError(f"function number {frame.function} was never defined on this channel")
+            raise RemoteProtocolError(f"function number {number} was never defined on this channel")
         if function.error is not None:
             raise function.error
-        if frame.flags & KEYWORDS:
+        if flags & KEYWORDS:
             args, kwargs = values
             return function, args, kwargs
-        return function, values, {}
+        return function, values, None
+
+    def _receive(self, session: Session, pending: list[Any], forks: list[Any]) -> list[Any]:
+        references, unconfirmed = self._agent.references.receive(forks, session.peer.incarnation)
+        if unconfirmed is not None:
+            pending.append(unconfirmed)
+        return list(references)
 
     def _encode(self, session: Session, result: Any) -> Any:
         references = self._agent.references
         peer = session.peer.incarnation
-        return self._agent.codec.encode(
-            (result,), lambda reference: references.fork(reference, peer).to_wire(), by_value=self._by_value(session)
+        return self._codec.encode(
+            (result,), lambda reference: references.fork(reference, peer).to_wire(), session.by_value
         )
-
-    def _by_value(self, session: Session) -> bool:
-        return session.peer.main != self._agent.identity.main
 
     def _when_confirmed(self, session: Session, id: int, pending: list[Any], run: Callable[[], None]) -> None:
         """Run in the pool once the owners of its references know of them."""
@@ -224,7 +215,7 @@ class Invocation:
         def run() -> None:
             try:
                 assert function.call is not None
-                value = function.call(*args, **kwargs)
+                value = function.call(*args, **(kwargs or {}))
                 self.served += 1
                 if function.is_async:
                     value.add_done_callback(partial(self._own_result, rref))
@@ -271,7 +262,7 @@ class Invocation:
             session.channel.flush()
 
         try:
-            payload = self._agent.codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
+            payload = self._codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
             self._agent.references.when_owner_value(payload, session.peer.incarnation, answer)
         except BaseException as exc:
             self._fail(session, id, exc)
@@ -279,7 +270,7 @@ class Invocation:
     def _reference_message(self, session: Session, frame: Frame) -> None:
         session.begin()
         try:
-            payload = self._agent.codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
+            payload = self._codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
             self._agent.references.on_message(MessageType(frame.kind), payload, session.peer.incarnation)
         except BaseException as exc:
             self._fail(session, frame.id, exc)
@@ -306,7 +297,7 @@ class Invocation:
     def _goodbye(self, session: Session, frame: Frame) -> None:
         self._agent.pool.submit(session.close)
 
-    def _refuse(self, session: Session, frame: Frame) -> None:
+    def refuse(self, session: Session, frame: Frame) -> None:
         try:
             name = MessageType(frame.kind).name
         except ValueError:

@@ -43,6 +43,8 @@ HELD_CALLS: Final = 8
 """Unanswered calls up to which each is written at once; beyond, they are held back and written together."""
 HELD_FRAMES: Final = 32
 """Held-back frames that are written at the latest."""
+UNATTENDED_READS: Final = 8
+"""Reads in a row before others get their turn."""
 KEYWORDS: Final = 4
 """Flag of a call's body: it holds (arguments, keyword arguments)."""
 
@@ -62,14 +64,21 @@ class Link:
         self.channel_id = channel_id
         self.channel = channel
         self.by_value = by_value
+        self._codec = agent.codec
+        self._monitor = agent.monitor
         self.pending: dict[int, Call] = {}
         self.armed = False
+        self.sent = 0
+        self.prompt = False
+        """Callers neither read nor send: what arrives is settled at once (the monitor finds out)."""
         self.failure: BaseException | None = None
         self.unsettled: deque[Future[Any]] = deque()
         """Futures whose answers have been read; each is settled by its waiter, or by `settle`."""
         self.seen_unsettled: Future[Any] | None = None
         """The monitor's: the first of them a tick ago."""
         self._eager = False
+        self._eager_calls = 0
+        """Pending calls whose future has callbacks; a wrong count costs a tick of latency, no more."""
         self._waiters: dict[int, Call] = {}
         self._ids = itertools.count(1)
         self._numbers = FunctionNumbers()
@@ -116,7 +125,7 @@ class Link:
         With a `future` nobody may be waiting for the answer: it is settled all the same, and held back frames
         are written within a tick.
         """
-        encoded = self.agent.codec.encode(values, self.peer.forks, by_value=self.by_value)
+        encoded = self._codec.encode(values, self.peer.forks, self.by_value)
         if len(encoded.body) > MAX_BODY:
             raise MessageTooLargeError(
                 f"a call to {self.peer.name} pickles to {len(encoded.body)} bytes; the cap is {MAX_BODY}. "
@@ -140,15 +149,15 @@ class Link:
             call.future = future
             future.attach(call)
             if call.deadline:
-                self.agent.monitor.expect(call.deadline)
+                self._monitor.expect(call.deadline)
         pending[id] = call
         channel.queue(frame)
         channel.queued_since_flush += 1
+        self.sent += 1
         if self.failure is not None and pending.pop(id, None) is not None:
             raise self._failed()
-        monitor = self.agent.monitor
-        if monitor.cold:
-            monitor.wake()
+        if self._monitor.cold:
+            self._monitor.wake()
         if future is None or not isinstance(frame, bytes) or len(pending) <= HELD_CALLS or channel.queued_since_flush >= HELD_FRAMES:
             channel.flush()
         return call
@@ -294,6 +303,13 @@ class Link:
         self.unsettled.append(future)
         if future.eager:
             self._eager = True
+            self._eager_calls -= 1
+
+    def expect_eager(self) -> None:
+        """A pending call has got a callback: read its answer as soon as it is here."""
+        self._eager_calls += 1
+        if not self.armed:
+            self.arm()
 
     def settle(self) -> None:
         """Settle the futures whose answers are here; runs their callbacks."""
@@ -328,18 +344,19 @@ class Link:
         if not lock.acquire(False):
             return  # a caller reads: this was its answer
         kept = True
+        more = True
         self._reader = _thread.get_ident()
         try:
-            channel.try_receive()
+            frames = channel.reader.frames
+            for _ in range(UNATTENDED_READS):
+                channel.try_receive()
+                while frames:
+                    self._deliver(frames.popleft())
         except BlockingIOError:
-            pass
+            more = channel.reader.incomplete
         except (OSError, EOFError, ValueError, RemoteProtocolError) as exc:
             self._break(exc)
             kept = False
-        else:
-            frames = channel.reader.frames
-            while frames:
-                self._deliver(frames.popleft())
         finally:
             self._reader = 0
             if kept:
@@ -348,11 +365,14 @@ class Link:
             return
         if channel.out:
             channel.flush()
+        prompt = self._eager or self.prompt
         if self._waiters:
             self._promote()
-        else:
+        elif more or prompt or self._eager_calls > 0:
             self.arm()
-        self.settle()
+        # Else the caller is busy sending, and will read by itself; if it does not, the monitor arms in a tick.
+        if prompt:
+            self.settle()
 
     # -- failure ------------------------------------------------------------------------------------------
 

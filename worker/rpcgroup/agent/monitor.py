@@ -28,6 +28,9 @@ SLOW_RUNS: Final = 8
 HEARTBEAT: Final = 0.5
 """Seconds between two looks at the silence of peers that owe an answer."""
 
+UNREAD_LIMIT: Final = 8192
+"""Calls that a caller may send without reading before their answers are read for it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -108,7 +111,7 @@ class Monitor:
     def _tick_while_busy(self) -> None:
         quiet = 0
         watched: tuple[object, int] | None = None
-        reads: dict[int, int] = {}
+        traffic: dict[int, tuple[int, int]] = {}
         pool, reactor = self._agent.pool, self._agent.reactor
         done = -1
         while quiet < QUIET_TICKS and not self._closed:
@@ -121,7 +124,7 @@ class Monitor:
                 busy = True
             else:
                 watched = now
-            busy |= self._tend_links(reads)
+            busy |= self._tend_links(traffic)
             if pool.waiting:
                 busy = True
                 if pool.done == done and pool.saturated:
@@ -143,24 +146,32 @@ class Monitor:
         if incoming is not None:
             incoming.channel.try_flush()
 
-    def _tend_links(self, reads: dict[int, int]) -> bool:
-        """Write what is held back; have unattended answers read. True when there was traffic."""
+    def _tend_links(self, traffic: dict[int, tuple[int, int]]) -> bool:
+        """Write what is held back; have unattended answers read and settled. True when there was traffic.
+
+        A caller that is still sending will come and read by itself, which is cheaper than reading beside it.
+        """
         busy = False
         for link in self._agent.links():
             channel = link.channel
             if channel.out:
                 channel.try_flush()
                 busy = True
-            if reads.get(id(link)) != channel.reads:
-                reads[id(link)] = channel.reads
+            sent, reads = traffic.get(id(link), (-1, -1))
+            link.prompt = sending_paused = sent == link.sent
+            if (link.sent, channel.reads) != (sent, reads):
+                traffic[id(link)] = link.sent, channel.reads
                 busy = True
-            elif link.pending and not link.armed and not channel.read_lock.locked():
-                link.arm()
+            if (sending_paused and reads == channel.reads) or len(link.pending) > UNREAD_LIMIT:
+                if link.pending and not link.armed and not channel.read_lock.locked():
+                    link.arm()
+                    busy = True
+            if link.unsettled:
                 busy = True
-            busy |= self._tend_futures(link)
+                self._tend_futures(link, sending_paused)
         return busy
 
-    def _tend_futures(self, link: Link) -> bool:
+    def _tend_futures(self, link: Link, sending_paused: bool) -> None:
         """Answers that nobody has fetched for a whole tick are settled in the pool."""
         unsettled = link.unsettled
         try:
@@ -168,11 +179,10 @@ class Monitor:
                 unsettled.popleft()
             first = unsettled[0]
         except IndexError:
-            return False
-        if link.seen_unsettled is first:
+            return
+        if (link.seen_unsettled is first and sending_paused) or len(unsettled) > UNREAD_LIMIT:
             self._agent.pool.submit(link.settle)
         link.seen_unsettled = first
-        return True
 
     def _run_timers(self) -> None:
         now = time.monotonic()

@@ -13,14 +13,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from rpcgroup.agent.pool import join_all
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.channel import Channel
 from rpcgroup.wire.frames import Frame
 
-__all__ = ["Handler", "Incoming", "Leadership", "Outgoing", "Reactor"]
+__all__ = ["Handler", "Handlers", "Incoming", "Leadership", "Outgoing", "Reactor"]
 
 WRITE_AFTER: Final = 200e-6
 """Seconds of running functions after which the answers so far are written."""
@@ -47,7 +47,8 @@ class Outgoing(Protocol):
     def read_unattended(self) -> None: ...
 
 
-Handler = Callable[[Incoming, Frame], None]
+Handler = Callable[[Any, Frame], None]
+Handlers = Mapping[int, Handler]
 
 
 class Leadership:
@@ -74,10 +75,12 @@ class Reactor:
     """Owns the epoll descriptor and the leading threads; `close` joins them."""
 
     def __init__(
-        self, name: str, handle: Callable[[Incoming, Frame], None], wake_monitor: Callable[[], None]
+        self, name: str, handlers: Handlers, refuse: Handler, wake_monitor: Callable[[], None]
     ) -> None:
+        """`handlers` by message kind; `refuse` takes what has none. None of them may raise."""
         self._name = name
-        self._handle = handle
+        self._handlers = handlers
+        self._refuse = refuse
         self._wake_monitor = wake_monitor
         self._epoll = select.epoll()
         self._incoming: dict[int, Incoming] = {}
@@ -241,7 +244,7 @@ class Reactor:
         """Run what has been read; false when the leadership was lost on the way."""
         channel = incoming.channel
         frames = channel.reader.frames
-        handle = self._handle
+        handlers, refuse = self._handlers, self._refuse
         token.incoming = incoming
         self._wake_monitor()
         started = time.monotonic()
@@ -252,7 +255,7 @@ class Reactor:
                 break
             token.frame = frame
             token.runs += 1
-            handle(incoming, frame)
+            handlers.get(frame[0], refuse)(incoming, frame)
             token.runs += 1
             if self.token is not token:
                 channel.flush()
@@ -293,6 +296,3 @@ class Reactor:
         self._epoll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
-
-
-Handlers = Mapping[int, Handler]

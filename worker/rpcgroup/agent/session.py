@@ -55,6 +55,7 @@ class Session:
         self.agent = agent
         self.peer = peer
         self.channel_id = channel_id
+        self.by_value = peer.main != agent.identity.main
         self.channel: Channel = None  # type: ignore[assignment]  # set by the first attach
         self.functions: dict[int, Function] = {}
         self.waiting: dict[int, bool] = {}

@@ -71,7 +71,7 @@ class Codec:
         self._reference_type = reference_type
 
     def encode(
-        self, values: tuple[Any, ...], fork: Callable[[Any], Any] | None = None, *, by_value: bool = False
+        self, values: tuple[Any, ...], fork: Callable[[Any], Any] | None = None, by_value: bool = False
     ) -> Encoded:
         """Encode arguments, or a result as a 1-tuple.
 

@@ -1,6 +1,8 @@
 """A remote exception: sent by type and text, rebuilt as its own type.
 
 As in torch, the text begins `On WorkerInfo(...):`, followed by the exception's repr and the remote traceback.
+A worker that lets an exception of its own callee through adds one line: repeating the text, as torch does,
+would double it with every call that the exception passes.
 """
 
 from __future__ import annotations
@@ -15,31 +17,58 @@ __all__ = ["describe_exception", "rebuild_exception"]
 
 
 def describe_exception(exc: BaseException, where: str) -> bytes:
-    """What travels: the pickled type (empty where it has no name that the caller can import), name and text."""
-    lines = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
-    text = f"On {where}:\n{exc!r}\n{lines}"
+    """What travels: the pickled type (empty where it cannot be pickled), name and text. Never raises."""
     try:
         kind = pickle.dumps(type(exc), 5)
     except Exception:
         kind = b""
-    return pickle.dumps((kind, type(exc).__qualname__, text), 5)
+    return pickle.dumps((kind, type(exc).__qualname__, _text(exc, where)), 5)
 
 
 def rebuild_exception(data: bytes | bytearray | memoryview) -> BaseException:
     """The exception to raise at the caller; a `RuntimeError` that says so where its type cannot be rebuilt."""
     kind, name, text = pickle.loads(data)
     try:
-        cls: Any = pickle.loads(kind) if kind else None
-        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
-            raise SerializationError(f"{name} is not importable here")
+        rebuilt = _rebuild(pickle.loads(kind) if kind else None, name, text)
     except Exception as exc:
-        return RuntimeError(f"{text}\n(of type {name}, which cannot be rebuilt by the caller: {exc})")
+        rebuilt = RuntimeError(f"{text}\n(of type {name}, which cannot be rebuilt by the caller: {exc})")
+    rebuilt._rpcgroup_text = text  # type: ignore[attr-defined]
+    return rebuilt
+
+
+def _text(exc: BaseException, where: str) -> str:
+    passed_on: str | None = getattr(exc, "_rpcgroup_text", None)
+    if passed_on is not None:
+        return f"{passed_on}\npassed on by {where}"
+    lines = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    try:
+        shown = repr(exc)
+    except Exception as broken:
+        shown = f"<{type(exc).__qualname__}, whose repr failed: {type(broken).__name__}>"
+    return f"On {where}:\n{shown}\n{lines}"
+
+
+def _rebuild(cls: Any, name: str, text: str) -> BaseException:
+    if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+        raise SerializationError(f"{name} is not importable here")
     if not issubclass(cls, Exception):
         # SystemExit or KeyboardInterrupt of the callee must not end the caller.
         return RuntimeError(text)
+    rebuilt: Exception
     try:
-        rebuilt: BaseException = cls(text)
+        rebuilt = cls(text)
     except Exception:
         rebuilt = cls.__new__(cls, text)
+    if not _shows(rebuilt, text):
         rebuilt.args = (text,)
+        if not _shows(rebuilt, text):
+            raise SerializationError("it does not show a text that is given to it")
     return rebuilt
+
+
+def _shows(exc: Exception, text: str) -> bool:
+    try:
+        # The first line only: KeyError shows its argument's repr.
+        return text.split("\n", 1)[0] in str(exc)
+    except Exception:
+        return False

@@ -34,6 +34,7 @@ BUFFER_SIZE: Final = 1 << 16
 _COUNTS: Final = [struct.Struct(f"<{n}Q") for n in range(17)]
 _pack_header = HEADER.pack
 _unpack_header = HEADER.unpack_from
+_new: Any = tuple.__new__
 
 
 class Frame(NamedTuple):
@@ -123,6 +124,11 @@ class FrameReader:
         self._header: tuple[int, ...] | None = None
         self._partial: tuple[bytearray, list[Any] | None] | None = None
 
+    @property
+    def incomplete(self) -> bool:
+        """The beginning of a frame is here, and its end is not."""
+        return bool(self._sinks) or self._end > 0
+
     def target(self) -> memoryview:
         """Where the next bytes belong; never empty."""
         if self._sinks:
@@ -139,6 +145,7 @@ class FrameReader:
 
     def _parse(self) -> None:
         buffer, view, end = self._buffer, self._view, self._end
+        frames = self.frames
         start = 0
         while end - start >= HEADER_SIZE:
             header = _unpack_header(buffer, start)
@@ -161,7 +168,7 @@ class FrameReader:
             if kind:
                 self.received += 1
                 body = bytearray(view[stop - length : stop])
-                self.frames.append(Frame(kind, flags, id, function, timeout_ms, body, 0, None))
+                frames.append(_new(Frame, (kind, flags, id, function, timeout_ms, body, 0, None)))
             start = stop
         if start >= end:
             self._end = 0

@@ -1,4 +1,4 @@
-"""Functions by number: a module-level function is described once per channel and named by a number afterwards.
+"""Functions by number: a module-level function is described once per channel, a number names it afterwards.
 
 The description is a pickle by reference; where the two programs' `__main__` differ, a function of `__main__`
 is described by value. Lambdas, closures and bound methods carry state and are never numbered: they travel
@@ -8,6 +8,7 @@ inside each call.
 from __future__ import annotations
 
 import pickle
+import secrets
 import sys
 import types
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from rpcgroup.errors import SerializationError
 
 __all__ = ["FunctionNumbers", "describe_function", "load_function", "main_identity"]
 
+_NO_PROGRAM: Final = f"process {secrets.token_hex(8)}"
 MAX_FUNCTIONS: Final = 65536
 """Per channel; a program that makes more functions than this sends them inside its calls."""
 
@@ -24,13 +26,16 @@ _KINDS: Final = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
 def main_identity() -> str:
-    """What tells whether two processes run the same program: the path of `__main__`, empty where it has none."""
+    """What tells whether two processes run the same program: the path of `__main__`.
+
+    Where it has none, in an interactive session for example, no other process runs the same.
+    """
     main = sys.modules.get("__main__")
-    return str(getattr(main, "__file__", None) or "")
+    return str(getattr(main, "__file__", None) or _NO_PROGRAM)
 
 
 def describe_function(function: Callable[..., Any], *, by_value: bool) -> bytes:
-    """The definition that goes over the wire. Raises what pickle raises where there is no way by reference."""
+    """The definition that goes over the wire. Raises what pickle raises where there is none."""
     if by_value and getattr(function, "__module__", None) == "__main__":
         import cloudpickle
 
@@ -45,8 +50,8 @@ def load_function(description: bytes | bytearray) -> Callable[..., Any]:
         function: Callable[..., Any] = pickle.loads(description)
     except (AttributeError, ImportError) as exc:
         raise AttributeError(
-            f"{exc}. The callee could not import the function: it must be importable under the same module name "
-            "in the callee's process, or be defined in the caller's __main__ to be sent by value."
+            f"{exc}. The callee could not import the function: it must be importable under the same module "
+            "name in the callee's process, or be defined in the caller's __main__ to be sent by value."
         ) from exc
     return function
 

@@ -25,12 +25,14 @@ from typing import Any, Final
 from rpcgroup.contract import PROTOCOL_VERSION
 from rpcgroup.errors import HandshakeError
 
-__all__ = ["MAX_HANDSHAKE", "Identity", "Hello", "accept_handshake", "dial_handshake"]
+__all__ = ["MAX_HANDSHAKE", "Hello", "Identity", "accept_handshake", "dial_handshake"]
 
 _MAGIC: Final = b"RPCG"
 _PREFIX: Final = struct.Struct("<4sBBH")
 MAX_HANDSHAKE: Final = 4096
 """Bytes of one handshake message: what a stranger can make this process read."""
+MAX_REASON: Final = 500
+"""Characters of a refusal."""
 
 _HELLO, _WELCOME, _PROOF, _READY, _REFUSED = 1, 2, 3, 4, 5
 _NONCE_BYTES: Final = 32
@@ -97,7 +99,7 @@ def dial_handshake(
     welcome = _receive(receive, _WELCOME)
     proof = _text(welcome, "proof")
     transcript = _transcript(hello, {k: v for k, v in welcome.items() if k != "proof"})
-    if not hmac.compare_digest(proof, _prove(secret, "listener", transcript)):
+    if not _equal(proof, _prove(secret, "listener", transcript)):
         raise HandshakeError(f"{peer_name} does not know this group's secret")
     send(_pack(_PROOF, {"proof": _prove(secret, "dialer", transcript)}))
     ready = _receive(receive, _READY)
@@ -130,7 +132,7 @@ def accept_handshake(
         transcript = _transcript(hello, welcome)
         send(_pack(_WELCOME, {**welcome, "proof": _prove(secret, "listener", transcript)}))
         proof = _text(_receive(receive, _PROOF), "proof")
-        if not hmac.compare_digest(proof, _prove(secret, "dialer", transcript)):
+        if not _equal(proof, _prove(secret, "dialer", transcript)):
             raise HandshakeError("it does not know this group's secret")
         if peer.group != me.group:
             raise HandshakeError(f"it is of group {peer.group!r}, this is group {me.group!r}")
@@ -140,12 +142,13 @@ def accept_handshake(
                 f"it wants {wanted[0]!r} of incarnation {wanted[1]}, "
                 f"this is {me.name!r} of incarnation {me.incarnation}"
             )
-        result = Hello(peer, _text(hello, "channel"), _number(hello, "received"), hello.get("resuming") is True)
+        channel, received = _text(hello, "channel"), _number(hello, "received")
+        result = Hello(peer, channel, received, hello.get("resuming") is True)
         send(_pack(_READY, {"received": admit(result)}))
         return result
     except HandshakeError as exc:
         try:
-            send(_pack(_REFUSED, {"reason": str(exc)}))
+            send(_pack(_REFUSED, {"reason": str(exc)[:MAX_REASON]}))
         except OSError:
             pass
         raise
@@ -153,6 +156,11 @@ def accept_handshake(
 
 def _prove(secret: bytes, role: str, transcript: bytes) -> str:
     return hmac.new(secret, role.encode() + b"\0" + transcript, hashlib.sha256).hexdigest()
+
+
+def _equal(proof: str, expected: str) -> bool:
+    # As bytes: compare_digest raises for a str that is not ASCII.
+    return hmac.compare_digest(proof.encode(errors="replace"), expected.encode())
 
 
 def _transcript(hello: dict[str, Any], welcome: dict[str, Any]) -> bytes:
@@ -176,12 +184,12 @@ def _receive(receive: Receive, expected: int) -> dict[str, Any]:
         raise HandshakeError(f"a handshake message of {length} bytes is over the cap of {MAX_HANDSHAKE}")
     try:
         content = json.loads(receive(length))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise HandshakeError("a handshake message is no JSON") from exc
     if not isinstance(content, dict):
         raise HandshakeError("a handshake message is no JSON object")
     if kind == _REFUSED:
-        raise HandshakeError(f"refused: {str(content.get('reason'))[:500]}")
+        raise HandshakeError(f"refused: {str(content.get('reason'))[:MAX_REASON]}")
     if kind != expected:
         raise HandshakeError(f"expected handshake message {expected}, got {kind}")
     return content
