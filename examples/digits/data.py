@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
 
 __all__ = ["BLOCKS", "Images", "batches", "load", "shard"]
 
@@ -30,7 +29,9 @@ class Images:
 
 
 def load() -> tuple[Images, Images]:
-    """For training 80 %, held out 20 %; the same split in every process."""
+    """For training 80 %, held out 20 %; always the same split."""
+    from sklearn.datasets import load_digits  # only the server needs it: trainers get their images from there
+
     raw = load_digits()
     images = Images(torch.tensor(raw.data, dtype=torch.float32) / 16, torch.tensor(raw.target))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import threading
@@ -32,12 +33,17 @@ class ParameterServer:
     """Thread-safe: its methods are called from all trainers at once, by RPC."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards all below: the model is changed by one gradient at a time
+        self._images, self._held_out = data.load()
+        self._lock = threading.Lock()  # guards all below; the model is changed by one gradient at a time
         self._model = model.build()
         self._optimizer = model.Momentum(self._model)
         self._ledger = Ledger()
         self._enough = False
         self._weights: rpc.RRef[list[torch.Tensor]] | None = None
+
+    def images(self) -> data.Images:
+        """Those to train on."""
+        return self._images
 
     def current(self) -> Answer:
         with self._lock:
@@ -60,10 +66,10 @@ class ParameterServer:
         with self._lock:
             self._enough = True
 
-    def look(self, images: data.Images) -> tuple[int, float]:
-        """(gradients applied, accuracy on these images)."""
+    def look(self) -> tuple[int, float]:
+        """(gradients applied, accuracy on the held-out images)."""
         with self._lock:
-            return self._ledger.arrived, model.accuracy(self._model, images)
+            return self._ledger.arrived, model.accuracy(self._model, self._held_out)
 
     def books(self) -> Ledger:
         """The ledger itself, for when all trainers have left."""
@@ -76,24 +82,22 @@ class ParameterServer:
         return Answer(self._weights, self._enough)
 
 
-_SERVER = ParameterServer()
-
-
+@functools.cache
 def parameter_server() -> ParameterServer:
-    """Called by trainers with `rpc.remote`: the one of this process."""
-    return _SERVER
+    """The one of this process; trainers call it with `rpc.remote`."""
+    return ParameterServer()
 
 
 def serve(target: float, at_least: float, at_most: float) -> None:
     """Until the accuracy is `target` and `at_least` seconds have passed; exits 1 after `at_most` seconds."""
     torch.set_num_threads(1)
-    _, held_out = data.load()
+    server = parameter_server()  # before joining: a trainer may ask for it at once
     group = rpc.init_rpc()
     began = time.monotonic()
     pause = threading.Event()
     told = ""
     while True:
-        steps, accuracy = _SERVER.look(held_out)
+        steps, accuracy = server.look()
         seconds = time.monotonic() - began
         rpc.progress(step=steps, accuracy=round(accuracy, 4))
         trainers = len(group.members(role="worker"))
@@ -103,10 +107,10 @@ def serve(target: float, at_least: float, at_most: float) -> None:
         if (accuracy >= target and seconds >= at_least) or seconds >= at_most:
             break
         pause.wait(LOOK_SECONDS)
-    _SERVER.finish()
+    server.finish()
     _wait_for_farewells(group)
-    steps, accuracy = _SERVER.look(held_out)
-    summarize(_SERVER.books(), accuracy)
+    steps, accuracy = server.look()
+    summarize(server.books(), accuracy)
     rpc.shutdown()
     sys.exit(0 if accuracy >= target else 1)
 

@@ -21,12 +21,11 @@ PAUSE_SECONDS = 0.02
 def train() -> None:
     """Until the server has enough or this trainer is asked to leave; a gradient on its way is always sent."""
     torch.set_num_threads(1)
-    images, _ = data.load()
     group = rpc.init_rpc()
     leaving = threading.Event()
     rpc.on_drain(lambda request: leaving.set())
     server = rpc.remote(_server(group), parameter_server)
-    trainer = _Trainer(server, images)
+    trainer = _Trainer(server)
     while not (leaving.is_set() or trainer.enough):
         trainer.epoch(group, leaving)
     trainer.farewell()
@@ -34,9 +33,9 @@ def train() -> None:
 
 
 class _Trainer:
-    def __init__(self, server: rpc.RRef[ParameterServer], images: data.Images) -> None:
+    def __init__(self, server: rpc.RRef[ParameterServer]) -> None:
         self._server = server
-        self._images = images
+        self._images: data.Images = server.rpc_sync().images()
         self._name = rpc.get_worker_info().name
         self._life = secrets.token_hex(8)
         self._model = model.build()
