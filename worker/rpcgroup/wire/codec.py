@@ -1,4 +1,4 @@
-"""Python objects to bodies and back: pickle protocol 5, with tensors, arrays and references beside the pickle.
+"""Python objects to bodies and back: pickle protocol 5, tensors, arrays and references beside the pickle.
 
 A body is one of
     NOTHING   no bytes: no arguments, or None
@@ -25,8 +25,9 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from rpcgroup.errors import RemoteProtocolError, SerializationError
-from rpcgroup.wire.tensors import INLINE_LIMIT, can_travel, decode_tensor, encode_tensor
+from rpcgroup.errors import MessageTooLargeError, RemoteProtocolError, SerializationError
+from rpcgroup.wire.frames import MAX_BODY
+from rpcgroup.wire.tensors import INLINE_LIMIT, MAX_BUFFERS, can_travel, decode_tensor, encode_tensor
 
 __all__ = ["FORMAT_MASK", "NOTHING", "OBJECTS", "PICKLE", "TENSORS", "Codec", "Encoded"]
 
@@ -46,7 +47,6 @@ _REFERENCE: Final = 255
 _REFERENCE_ENTRY: Final = bytes((_REFERENCE, 0, 0, 0, 0, 0, 0, 0))
 
 _LIST_STAND_IN: Final = bytearray(1)
-_UNPICKLABLE: Final = (pickle.PicklingError, AttributeError, TypeError, NotImplementedError)
 
 
 class Encoded(NamedTuple):
@@ -63,12 +63,13 @@ _NOTHING_ENCODED: Final = Encoded(NOTHING, b"", [])
 class Codec:
     """Encodes and decodes for one agent; stateless, thread-safe.
 
-    `reference_type` is the class whose instances travel as references: `fork` turns one into bytes-able data when
+    `reference_type` is the class whose instances travel as references: `fork` turns one into plain data when
     it is encoded, `receive` turns the list of such data into references when a body is decoded.
     """
 
-    def __init__(self, reference_type: type | None = None) -> None:
+    def __init__(self, reference_type: type | None = None, max_body: int = MAX_BODY) -> None:
         self._reference_type = reference_type
+        self._max_body = max_body
 
     def encode(
         self, values: tuple[Any, ...], fork: Callable[[Any], Any] | None = None, by_value: bool = False
@@ -76,7 +77,7 @@ class Codec:
         """Encode arguments, or a result as a 1-tuple.
 
         `by_value` sends what lives in `__main__` by value: the receiver's `__main__` is another program.
-        Raises `SerializationError` naming what cannot be sent.
+        Raises `SerializationError` naming what cannot be sent, and `MessageTooLargeError`.
         """
         if not values:
             return _NOTHING_ENCODED
@@ -88,10 +89,17 @@ class Codec:
             if kind not in _SIMPLE:
                 simple = False
         if simple:
-            return Encoded(PICKLE, pickle.dumps(values, 5), [])
-        if tensors and len(values) < 65536 and all(map(can_travel, values)):
-            return _encode_tensors(values)
-        return self._encode_objects(values, fork, by_value)
+            encoded = Encoded(PICKLE, pickle.dumps(values, 5), [])
+        elif tensors and len(values) <= MAX_BUFFERS and all(map(can_travel, values)) and _differ(values):
+            encoded = _encode_tensors(values)
+        else:
+            encoded = self._encode_objects(values, fork, by_value)
+        if len(encoded.body) + 8 * len(encoded.buffers) > self._max_body:
+            raise MessageTooLargeError(
+                f"cannot be sent: it pickles to {len(encoded.body)} bytes, and the cap is {self._max_body}. "
+                "Large tensors and numpy arrays do not count: send large data as those"
+            )
+        return encoded
 
     def decode(
         self,
@@ -120,9 +128,11 @@ class Codec:
         try:
             pickled = _Pickling(self._reference_type)
             pickled.dump(values)
-            if by_value and b"__main__" in pickled.stream.getbuffer():
+            if by_value and b"__main__" in pickled.stream.getvalue():
                 raise pickle.PicklingError("refers to this program's __main__")
-        except _UNPICKLABLE as exc:
+        except RecursionError as exc:
+            raise SerializationError("cannot be sent: nested too deeply to pickle") from exc
+        except Exception as exc:
             pickled = _Pickling(self._reference_type)
             try:
                 pickled.dump_by_value(values)
@@ -132,8 +142,6 @@ class Codec:
                 raise SerializationError(
                     f"cannot be sent: {type(last).__name__}: {last} (by reference: {exc})"
                 ) from last
-        except RecursionError as exc:
-            raise SerializationError("cannot be sent: nested too deeply to pickle") from exc
         return pickled.finish(fork)
 
 
@@ -148,7 +156,7 @@ class _Pickling:
         self.attached: list[Any] = []
         self.raw: list[memoryview] = []
         self.order = bytearray()
-        """For each out-of-band buffer of the pickle: 0 = the list of attached objects, 1 = the next raw buffer."""
+        """For each out-of-band buffer of the pickle: 0 = the attached objects, 1 = the next raw buffer."""
 
     def dump(self, values: tuple[Any, ...]) -> None:
         pickler = pickle.Pickler(self.stream, 5, buffer_callback=self._keep_in_band)
@@ -200,7 +208,7 @@ class _Pickling:
                 f"cannot be sent: a tensor of shape {tuple(tensor.shape)} is on {tensor.device}; "
                 "move it to the CPU first"
             )
-        return tensor.__reduce_ex__(5)
+        return tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
 
     def _attach(self, value: Any) -> Any:
         self.attached.append(value)
@@ -212,11 +220,16 @@ class _Pickling:
         if memory.obj is _LIST_STAND_IN:
             self.order.append(0)
             return False
-        if memory.nbytes <= INLINE_LIMIT:
+        if memory.nbytes <= INLINE_LIMIT or len(self.raw) == MAX_BUFFERS:
             return True
         self.raw.append(memory)
         self.order.append(1)
         return False
+
+
+def _differ(values: tuple[Any, ...]) -> bool:
+    """Whether no two are the same object; the general way keeps that."""
+    return len(values) == 1 or len(set(map(id, values))) == len(values)
 
 
 def _encode_tensors(values: tuple[Any, ...]) -> Encoded:

@@ -26,7 +26,7 @@ def describe_exception(exc: BaseException, where: str) -> bytes:
 
 
 def rebuild_exception(data: bytes | bytearray | memoryview) -> BaseException:
-    """The exception to raise at the caller; a `RuntimeError` that says so where its type cannot be rebuilt."""
+    """The exception to raise at the caller; a `RuntimeError` that says so where its type is not to be had."""
     kind, name, text = pickle.loads(data)
     try:
         rebuilt = _rebuild(pickle.loads(kind) if kind else None, name, text)

@@ -197,7 +197,10 @@ class FrameReader:
         sizes = table.unpack_from(body)
         if sum(sizes) > self._max_message:
             raise RemoteProtocolError(f"buffers of {sum(sizes)} bytes are over the cap of {self._max_message}")
-        buffers = [self._allocate(size) for size in sizes]
+        try:
+            buffers = [self._allocate(size) for size in sizes]
+        except (MemoryError, OSError) as exc:  # not the connection's fault: again would fail again
+            raise RemoteProtocolError(f"no memory for buffers of {sum(sizes)} bytes: {exc}") from exc
         self.large_bytes += sum(sizes)
         sinks = []
         for buffer in buffers:

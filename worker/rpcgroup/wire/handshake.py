@@ -197,7 +197,10 @@ def _receive(receive: Receive, expected: int) -> dict[str, Any]:
 
 def _identity(content: dict[str, Any]) -> Identity:
     return Identity(
-        _text(content, "group"), _text(content, "name"), _number(content, "incarnation"), _text(content, "main")
+        _text(content, "group"),
+        _text(content, "name"),
+        _number(content, "incarnation"),
+        _text(content, "main"),
     )
 
 

@@ -8,6 +8,7 @@ Only dense views travel, never the whole storage behind one.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from typing import Any, Final
 
@@ -15,10 +16,13 @@ import torch
 
 from rpcgroup.errors import RemoteProtocolError, SerializationError
 
-__all__ = ["INLINE_LIMIT", "can_travel", "decode_tensor", "encode_tensor", "tensor_memory"]
+__all__ = ["INLINE_LIMIT", "MAX_BUFFERS", "can_travel", "decode_tensor", "encode_tensor", "tensor_memory"]
 
 INLINE_LIMIT: Final = 16384
 """Bytes: up to this size one copy into the frame is cheaper than a buffer of its own."""
+
+MAX_BUFFERS: Final = 65535
+"""Of one message: what its frame can count."""
 
 REQUIRES_GRAD: Final = 1
 OUT_OF_BAND: Final = 2
@@ -26,9 +30,10 @@ _ALIGNMENT: Final = 16
 
 # The position is the code on the wire: append only. A torch that lacks one cannot receive it.
 _DTYPE_NAMES: Final = (
-    "uint8 int8 int16 int32 int64 float16 float32 float64 bool bfloat16 complex32 complex64 complex128 "
-    "uint16 uint32 uint64 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
-).split()
+    *("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool", "bfloat16"),
+    *("complex32", "complex64", "complex128", "uint16", "uint32", "uint64"),
+    *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+)
 _DTYPES: Final[list[torch.dtype | None]] = [getattr(torch, name, None) for name in _DTYPE_NAMES]
 _CODES: Final[dict[torch.dtype, int]] = {d: i for i, d in enumerate(_DTYPES) if d is not None}
 _SIZES: Final = [d.itemsize if d is not None else 0 for d in _DTYPES]
@@ -37,6 +42,7 @@ _META: Final = struct.Struct("<BBBBI")
 _SHAPES: Final = [struct.Struct(f"<{n}q") for n in range(65)]
 _uint8 = torch.uint8
 _frombuffer = torch.frombuffer
+_string_at = ctypes.string_at
 
 
 def can_travel(tensor: torch.Tensor) -> bool:
@@ -51,37 +57,38 @@ def can_travel(tensor: torch.Tensor) -> bool:
 
 
 def tensor_memory(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a dense copy or, where it is contiguous, of the tensor itself."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
-    if not tensor.dim():
-        tensor = tensor.reshape(1)
-    try:
-        return memoryview(tensor.numpy()).cast("B")
-    except TypeError:  # numpy has no bfloat16 and no float8
-        return memoryview(tensor.view(_uint8).numpy()).cast("B")
+    """The bytes of the tensor where it is contiguous, else of a dense copy; keeps alive what it shows."""
+    tensor = _dense(tensor)
+    memory: Any = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    memory.tensor = tensor
+    return memoryview(memory).cast("B")
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    # Its memory is read by address and not through numpy, which has no bfloat16 and which torch can lack.
+    return tensor if tensor.is_contiguous() else tensor.detach().contiguous()
 
 
 def encode_tensor(tensor: torch.Tensor, parts: list[bytes], offset: int, buffers: list[memoryview]) -> int:
-    """Append a tensor that `can_travel` to the body's `parts`, which hold `offset` bytes; returns the new offset."""
+    """Append a tensor that `can_travel` to the body's `parts`, which hold `offset` bytes.
+
+    Returns the new offset; data over `INLINE_LIMIT` is appended to `buffers` instead.
+    """
     shape = tensor.shape
     dimensions = len(shape)
     size = tensor.nbytes
     flags = REQUIRES_GRAD if tensor.requires_grad else 0
     code = _CODES[tensor.dtype]
-    if size > INLINE_LIMIT:
-        parts.append(_META.pack(code, dimensions, flags | OUT_OF_BAND, 0, 0) + _SHAPES[dimensions].pack(*shape))
+    if size > INLINE_LIMIT and len(buffers) < MAX_BUFFERS:
+        head = _META.pack(code, dimensions, flags | OUT_OF_BAND, 0, 0) + _SHAPES[dimensions].pack(*shape)
+        parts.append(head)
         buffers.append(tensor_memory(tensor))
         return offset + 8 + 8 * dimensions
     head = _META.pack(code, dimensions, flags, 0, 0) + _SHAPES[dimensions].pack(*shape)
     start = offset + len(head)
     padding = -start % _ALIGNMENT
-    try:
-        data = (tensor.detach() if flags else tensor).numpy().tobytes()
-    except TypeError:
-        data = bytes(tensor_memory(tensor))
+    dense = _dense(tensor)
+    data = _string_at(dense.data_ptr(), size)
     parts.append(head + b"\0" * padding + data)
     return start + padding + size
 
