@@ -46,7 +46,7 @@ def creation_error(fork: ForkData, error: BaseException) -> Exception:
     failure: Exception
     if isinstance(error, CallTimeoutError):
         failure = RRefCreationTimeoutError(
-            f"RRef creation on worker {fork.owner_name!r} timed out, so the value may or may not exist: {error}"
+            f"RRef creation on worker {fork.owner_name!r} timed out; its value may or may not exist: {error}"
         )
     else:
         failure = RRefError(f"RRef creation on worker {fork.owner_name!r} failed: {error}")

@@ -45,9 +45,9 @@ class Expire:
 
 @dataclass(frozen=True)
 class Forget:
-    """No message about these ids can be under way any more."""
+    """No message about the id can be under way any more."""
 
-    ids: tuple[RRefId | ForkId, ...]
+    dead_id: RRefId | ForkId
 
 
 Timer = Retry | Reclaim | Expire | Forget

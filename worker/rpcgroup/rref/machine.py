@@ -83,7 +83,7 @@ class Machine:
 
     def remote_failed(self, fork: ForkData, error: Exception) -> None:
         if fork.owner == self.me:
-            self.owned.delete(fork.rref_id, fork.fork_id, self.me, in_doubt=False)
+            self.owned.delete(fork.rref_id, fork.fork_id, self.me, in_doubt=True)
         else:
             self.held.fail(fork.fork_id, error)
 
@@ -189,8 +189,8 @@ class Machine:
                 self.held.reclaim(worker)
             case Expire(rref_id):
                 self.owned.expire(rref_id)
-            case Forget(ids):
-                self.owned.forget(ids)
+            case Forget(dead_id):
+                self.owned.forget(dead_id)
 
     def member_died(self, worker: int) -> None:
         if worker in self._dead or worker == self.me:

@@ -77,10 +77,14 @@ class OwnerTable:
 
     def expect(self, rref_id: RRefId) -> ValueState:
         """Somebody asks for the value: its state now, never ABSENT."""
-        shared = self._values.get(rref_id) or self._ask_for(rref_id)
-        state = shared.state
-        self._drop_if_unused(rref_id, shared)
-        return state
+        shared = self._values.get(rref_id)
+        if shared is None:
+            shared = self._ask_for(rref_id)
+            state = shared.state
+            self._drop_if_unused(rref_id, shared)
+            return state
+        shared.state = move(VALUE_MOVES, shared.state, ValueEvent.EXPECT)
+        return shared.state
 
     def delete(self, rref_id: RRefId, fork_id: ForkId, holder: int, in_doubt: bool) -> None:
         """USER_DELETE, or the owner takes back a fork of its own."""
@@ -101,8 +105,9 @@ class OwnerTable:
         if shared is not None and shared.state is ValueState.EXPECTED:
             self._give_up(rref_id, shared, "nothing has created it")
 
-    def forget(self, ids: tuple[RRefId | ForkId, ...]) -> None:
-        self._tombstones.difference_update(ids)
+    def forget(self, dead_id: RRefId | ForkId) -> None:
+        move(FORK_MOVES, ForkState.DELETED, ForkEvent.FORGET)
+        self._tombstones.discard(dead_id)
 
     def creator_died(self, worker: int) -> None:
         """What it was still to create will never be."""
@@ -173,4 +178,4 @@ class OwnerTable:
 
     def _bury(self, dead_id: RRefId | ForkId) -> None:
         self._tombstones.add(dead_id)
-        self._out.append(Later(MESSAGE_LIFETIME, Forget((dead_id,))))
+        self._out.append(Later(MESSAGE_LIFETIME, Forget(dead_id)))

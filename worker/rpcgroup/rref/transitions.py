@@ -100,7 +100,6 @@ VALUE_MOVES: Final = {
     ValueState.LOST: {
         ValueEvent.CREATE: ValueState.LOST,  # too late: its users have been told
         ValueEvent.EXPECT: ValueState.LOST,
-        ValueEvent.GIVE_UP: ValueState.LOST,
         ValueEvent.DROP: ValueState.ABSENT,
     },
 }
@@ -149,6 +148,7 @@ USER_MOVES: Final = {
     UserState.ORPHANED: {
         UserEvent.CONFIRM: UserState.ORPHANED,  # an answer that was under way when the owner died
         UserEvent.FAIL: UserState.ORPHANED,
+        UserEvent.OWNER_DIED: UserState.ORPHANED,  # it was my predecessor, and now its death is known
         UserEvent.RELEASE: UserState.DELETED,
     },
     UserState.DELETING: {
