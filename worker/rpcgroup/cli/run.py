@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def command(filename: Path) -> None:
 
     Ctrl-C drains all workers, a second one kills them. The exit code is the job's.
     """
+    logging.getLogger("rpcgroup").setLevel(logging.ERROR)  # the driver tells of outages as events
     sys.exit(run_group(read_manifest(filename), filename, open_reporter))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -30,15 +32,24 @@ def command(group: str | None, interval: float, output: str) -> None:
     With `-o json` one line of JSON for each look.
     """
     socket = find_running(group).socket if group else only_running()
+    looks = look(socket, interval)
     if output == "json":
-        while socket.exists():
-            click.echo(json.dumps(request(socket, {"command": "status"})))
-            time.sleep(interval)
+        for snapshot in looks:
+            click.echo(json.dumps(snapshot))
         return
     with Live(console=Console(), screen=True, auto_refresh=False) as live:
+        for snapshot in looks:
+            live.update(picture(snapshot, EVENTS_SHOWN), refresh=True)
+
+
+def look(socket: Path, interval: float) -> Iterator[dict[str, Any]]:
+    """Until the group has ended, or Ctrl-C."""
+    try:
         while socket.exists():
-            live.update(picture(request(socket, {"command": "status"}), EVENTS_SHOWN), refresh=True)
+            yield request(socket, {"command": "status"})
             time.sleep(interval)
+    except KeyboardInterrupt:
+        return
 
 
 def only_running() -> Path:

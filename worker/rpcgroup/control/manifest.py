@@ -52,7 +52,7 @@ def only_document(text: str) -> Any:
 
 def most_telling(errors: Sequence[ErrorDetails]) -> Iterable[ErrorDetails]:
     """Of another kind of resource only this is worth saying; its fields are no faults of an RPCGroup."""
-    of_another_kind = [e for e in errors if e["loc"] in (("kind",), ("apiVersion",))]
+    of_another_kind = [e for e in errors if e["type"] == "literal_error"]
     return of_another_kind or errors
 
 

@@ -75,8 +75,9 @@ class Plan:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing is left to do and no pod holds a process."""
-        return not self.actions and all(m.state not in ALIVE for m in self.status.members)
+        """No pod holds a process, and none is to get one."""
+        starts = any(isinstance(action, (Create, Restart)) for action in self.actions)
+        return not starts and all(m.state not in ALIVE for m in self.status.members)
 
 
 def plan(

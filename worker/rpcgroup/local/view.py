@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
@@ -25,8 +25,8 @@ COLOURS: Final = {
 REDRAW: Final = 0.1
 """Seconds; the picture changes no more often than a person can read."""
 
-COLUMNS: Final = ("calls", "calls_per_s", "latency_ms", "rrefs", "in_flight")
-"""Figures of a worker that have a column of their own; all others are shown as they are."""
+FIRST: Final = ("calls", "calls_per_s", "latency_ms", "rrefs", "in_flight")
+"""The order of the figures that every worker has; those it adds follow."""
 
 
 class LiveReporter:
@@ -79,28 +79,42 @@ def headline(snapshot: dict[str, Any]) -> Text:
     return line
 
 
-def table(workers: Iterable[dict[str, Any]]) -> Table:
+def table(workers: Sequence[dict[str, Any]]) -> Table:
     result = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("NAME", "ROLE", "STATE", "PID", "RESTARTS"):
         result.add_column(name, no_wrap=True)
-    for name in ("CALLS", "CALLS/S", "LATENCY MS", "RREFS", "IN FLIGHT"):
-        result.add_column(name, justify="right", no_wrap=True)
+    figures = columns(workers)
+    for key in figures:
+        title = key.replace("_per_", "/").replace("_", " ").upper()
+        result.add_column(title, justify="right", no_wrap=True)
     for worker in workers:
         state = Text(worker["state"], style=COLOURS.get(worker["state"], ""))
-        figures = [figure(worker["stats"].get(column)) for column in COLUMNS]
         pid = str(worker["pid"] or "-")
-        result.add_row(worker["name"], worker["role"], state, pid, str(worker["restarts"]), *figures)
+        result.add_row(
+            worker["name"],
+            worker["role"],
+            state,
+            pid,
+            str(worker["restarts"]),
+            *(figure(worker["stats"].get(key)) for key in figures),
+        )
     return result
+
+
+def columns(workers: Sequence[dict[str, Any]]) -> list[str]:
+    """Every number that a worker tells of itself has one."""
+    told = {key for w in workers for key, value in w["stats"].items() if isinstance(value, (int, float))}
+    return [key for key in FIRST if key in told] + sorted(told.difference(FIRST))
 
 
 def progress(workers: Iterable[dict[str, Any]]) -> Iterable[str]:
     """One line for each worker that says how far its job is, or anything else of its own."""
     for worker in workers:
-        own = {k: v for k, v in worker["stats"].items() if k not in COLUMNS and k != "progress"}
-        told = worker["stats"].get("progress")
-        told = told if isinstance(told, dict) else {}
-        if told or own:
-            yield f"{worker['name']}: " + "  ".join(f"{k} {figure(v)}" for k, v in {**told, **own}.items())
+        told = {k: v for k, v in worker["stats"].items() if not isinstance(v, (int, float))}
+        steps = told.pop("progress", {})
+        shown = {**steps, **told} if isinstance(steps, dict) else {"progress": steps, **told}
+        if shown:
+            yield f"{worker['name']}: " + "  ".join(f"{k} {figure(v)}" for k, v in shown.items())
 
 
 def figure(value: object) -> str:
