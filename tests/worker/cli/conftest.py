@@ -92,21 +92,29 @@ def _state_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def run_manifest() -> Iterator[Callable[[Path], Job]]:
     jobs: list[Job] = []
 
+    def run(manifest: Path) -> Job:
+        jobs.append(Job(manifest))
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        job.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path, run_manifest: Callable[[Path], Job]) -> Start:
     def start(
         argument: str = "", *, name: str = "g", replicas: int = 1, script: Path = MEMBER, more: str = ""
     ) -> Job:
         manifest = tmp_path / f"{name}.yaml"
         text = MANIFEST.format(name=name, replicas=replicas, script=script, argument=argument)
         manifest.write_text(text + more)
-        jobs.append(Job(manifest))
-        return jobs[-1]
+        return run_manifest(manifest)
 
-    yield start
-    for job in jobs:
-        job.close()
+    return start
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def command_of(container: Container, identity: Identity, base: Mapping[str, str]
     environment; a name that is not there stays as it is, and `$$` is a dollar sign.
     """
     env = {"PYTHONUNBUFFERED": "1", contract.ENV_STATS_INTERVAL: "1"} | dict(base) | identity.env()
+    env["PATH"] = search_path(base)
     for variable in container.env:
         if variable.value_from is None:
             env[variable.name] = expand(variable.value or "", env)
@@ -71,6 +72,11 @@ def command_of(container: Container, identity: Identity, base: Mapping[str, str]
     if arguments[0] in PYTHONS:
         arguments[0] = sys.executable
     return Command(arguments, env, container.working_dir or None)
+
+
+def search_path(base: Mapping[str, str]) -> str:
+    """As if the environment that `rpcgroup` is installed in were active: its programs are found first."""
+    return os.pathsep.join([os.path.dirname(sys.executable), base.get("PATH", os.defpath)])
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:
@@ -98,7 +104,12 @@ def obstacles(path: str, template: PodTemplate) -> Iterator[str]:
         yield f"{path}.command: expected a command (on this machine no image has an entry point), got nothing"
         return
     program = container.command[0]
-    found = program in PYTHONS or "/" in program or "$(" in program or shutil.which(program)
+    found = (
+        program in PYTHONS
+        or "/" in program
+        or "$(" in program
+        or shutil.which(program, path=search_path(os.environ))
+    )
     if not found:
         yield f'{path}.command[0]: expected a program on the PATH, got "{program}"'
     if container.working_dir and not os.path.isdir(container.working_dir):
