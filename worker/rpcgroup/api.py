@@ -46,6 +46,14 @@ _lock = threading.Lock()  # guards _group while it is made or ended
 _group: Group | None = None
 
 
+def _forget_group() -> None:
+    global _group
+    _group = None
+
+
+os.register_at_fork(after_in_child=_forget_group)
+
+
 def init_rpc(
     name: str | None = None,
     backend: object = None,
@@ -224,7 +232,7 @@ def _listen_to_sigterm(group: Group) -> None:
         if _group is not group:
             raise SystemExit(0)
         request = DrainRequest(time.time() + SIGTERM_GRACE, "SIGTERM")
-        group.agent.pool.submit(lambda: group.drain(request))
+        group.agent.monitor.call_soon(lambda: group.drain(request))
 
     signal.signal(signal.SIGTERM, on_sigterm)
 

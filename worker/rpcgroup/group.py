@@ -208,11 +208,12 @@ class Group:
             timeout = max(1.0, self._drain.deadline - time.time()) if self._drain else IDLE_TIMEOUT
         self._update_state(MemberState.DRAINING)
         agent = self.agent
-        if not agent.wait_until_idle(timeout):
-            _log.warning("left with calls still running after %.0f s", timeout)
-        agent.refuses_calls = True
-        agent.wait_until_idle(REFERENCES_TIMEOUT)
+        deadline = time.monotonic() + timeout
+        if not agent.finish_calls(timeout):
+            _log.warning("left without the answers to some calls, after %.0f s", timeout)
         agent.references.shutdown(REFERENCES_TIMEOUT)
+        if not agent.finish_serving(max(REFERENCES_TIMEOUT, deadline - time.monotonic())):
+            _log.warning("left while calls of others were running, after %.0f s", timeout)
 
     def _update_state(self, state: MemberState) -> None:
         if self._record is None or self._record.state is state:

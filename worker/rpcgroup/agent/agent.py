@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -37,6 +38,10 @@ from rpcgroup.worker_info import WorkerInfo
 __all__ = ["UNSET_TIMEOUT", "Agent"]
 
 UNSET_TIMEOUT: Final = -1.0
+ANSWERS_SECONDS: Final = 1.0
+"""For the last answers to be acknowledged, when leaving."""
+WAIT_STEP: Final = 0.002
+"""Seconds between two looks whether calls have ended, when leaving: nothing that happens often."""
 CLOSE_SECONDS: Final = 1.0
 """For each of the agent's own threads to end."""
 
@@ -44,6 +49,17 @@ Target = str | int | WorkerInfo
 _PYTHON_CALL: Final = int(MessageType.PYTHON_CALL)
 _REMOTE_CALL: Final = int(MessageType.PYTHON_REMOTE_CALL)
 _log = logging.getLogger(__name__)
+_agents: weakref.WeakSet[Agent] = weakref.WeakSet()
+"""Those of this process, for its forked children to forget."""
+
+
+def _forget_in_child() -> None:
+    for agent in list(_agents):
+        agent.forget_in_child()
+    _agents.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class Agent:
@@ -104,6 +120,7 @@ class Agent:
         self.where = str(self.info)
         self.references = RRefContext(ReferencePort(self))
         self._started = True
+        _agents.add(self)
         futures.before_blocking.append(self.reactor.step_aside)
         self.monitor.start()
         self.reactor.start()
@@ -314,15 +331,41 @@ class Agent:
             "threads": self.pool.size,
         }
 
-    def wait_until_idle(self, timeout: float, others: Iterable[int] = ()) -> bool:
-        """Wait until no call of mine is pending and none of others' is running; false after `timeout` seconds."""
+    def finish_calls(self, timeout: float) -> bool:
+        """Wait for the answers to my calls; false after `timeout` seconds."""
+        return self._wait(lambda: not any(link.pending for link in self._links), timeout)
+
+    def finish_serving(self, timeout: float) -> bool:
+        """Refuse new calls, end those that run, and see that their answers arrive; false after `timeout` seconds."""
+        self.refuses_calls = True
+        deadline = time.monotonic() + timeout
+        ended = self._wait(lambda: not any(s.in_flight for s in self.sessions()), timeout)
+        for session in self.sessions():
+            session.say_goodbye()
+        answered = self._wait(
+            lambda: all(s.answers_arrived for s in self.sessions()),
+            min(ANSWERS_SECONDS, max(0.0, deadline - time.monotonic())),
+        )
+        return ended and answered
+
+    def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         self.reactor.step_aside()
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if not any(s.in_flight for s in self.sessions()) and not any(link.pending for link in self._links):
-                return True
-            time.sleep(0.002)
-        return False
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(WAIT_STEP)
+        return True
+
+    def forget_in_child(self) -> None:
+        """In a forked child: give back what was inherited, so that the parent's death is seen; call nobody."""
+        self._started = False
+        self._ready = {}
+        self._peers = {}
+        for holder in (*self._links, *self.sessions()):
+            if holder.channel is not None:
+                holder.channel.stream.forget()
+        self._doorway.forget()
 
     def close(self) -> None:
         """End at once: pending calls fail, running functions are left to end. Idempotent."""

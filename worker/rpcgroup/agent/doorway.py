@@ -45,6 +45,10 @@ class Doorway:
     def start(self) -> None:
         self._thread.start()
 
+    def forget(self) -> None:
+        """In a forked child."""
+        self._listener.forget()
+
     def close(self, timeout: float) -> None:
         self._closed = True
         self._listener.close()

@@ -20,6 +20,7 @@ from rpcgroup.agent.call import Call
 from rpcgroup.errors import (
     CallCancelledError,
     CallTimeoutError,
+    DrainedError,
     MessageTooLargeError,
     PeerUnreachableError,
     RemoteProtocolError,
@@ -43,6 +44,8 @@ HELD_CALLS: Final = 8
 """Unanswered calls up to which each is written at once; beyond, they are held back and written together."""
 HELD_FRAMES: Final = 32
 """Held-back frames that are written at the latest."""
+MAX_TIMEOUT_MS: Final = 0xFFFFFFFF
+"""What the header can say: 49 days."""
 UNATTENDED_READS: Final = 8
 """Reads in a row before others get their turn."""
 KEYWORDS: Final = 4
@@ -52,6 +55,7 @@ _RESPONSE: Final = int(MessageType.RESPONSE)
 _EXCEPTION: Final = int(MessageType.EXCEPTION)
 _DEFINE: Final = int(MessageType.DEFINE_FUNCTION)
 _CANCEL: Final = int(MessageType.CANCEL)
+_GOODBYE: Final = int(MessageType.GOODBYE)
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +75,8 @@ class Link:
         self.sent = 0
         self.prompt = False
         """Callers neither read nor send: what arrives is settled at once (the monitor finds out)."""
+        self.leaving = False
+        """The peer has said goodbye: it answers what it has, and runs nothing new."""
         self.failure: BaseException | None = None
         self.unsettled: deque[Future[Any]] = deque()
         """Futures whose answers have been read; each is settled by its waiter, or by `settle`."""
@@ -125,15 +131,17 @@ class Link:
         With a `future` nobody may be waiting for the answer: it is settled all the same, and held back frames
         are written within a tick.
         """
+        if self.leaving:
+            raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
         encoded = self._codec.encode(values, self.peer.forks, self.by_value)
         if len(encoded.body) > MAX_BODY:
             raise MessageTooLargeError(
                 f"a call to {self.peer.name} pickles to {len(encoded.body)} bytes; the cap is {MAX_BODY}. "
                 "Tensors and numpy arrays do not count: send large data as those."
             )
-        timeout_ms = max(1, int(timeout * 1000)) if timeout else 0
+        timeout_ms = min(max(1, int(timeout * 1000)), MAX_TIMEOUT_MS) if timeout else 0
         id = next(self._ids)
-        call = Call(self, id, timeout_ms, time.monotonic() + timeout if timeout else 0.0)
+        call = Call(self, id, timeout_ms, time.monotonic() + timeout_ms / 1000 if timeout_ms else 0.0)
         channel, pending = self.channel, self.pending
         frame = pack_frame(
             kind,
@@ -296,6 +304,9 @@ class Link:
                 call.complete(frame)
                 if call.future is not None:
                     self._answered(call.future)
+        elif kind == _GOODBYE:
+            self.leaving = True
+            self.channel.send_acknowledgement()
         else:
             _log.warning("%s sent a message of kind %d where answers are expected", self.peer.name, kind)
 

@@ -11,6 +11,7 @@ import itertools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,8 @@ SLOW_RUNS: Final = 8
 HEARTBEAT: Final = 0.5
 """Seconds between two looks at the silence of peers that owe an answer."""
 
+LONGEST_SLEEP: Final = 3600.0
+"""Seconds; a user's timeout may be longer than what the system can wait for in one go."""
 UNREAD_LIMIT: Final = 8192
 """Calls that a caller may send without reading before their answers are read for it."""
 
@@ -45,6 +48,7 @@ class Monitor:
         self._lock.acquire()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timers_lock = threading.Lock()  # guards _timers
+        self._soon: deque[Callable[[], None]] = deque()
         self._count = itertools.count()
         self._next_sweep = 0.0
         self._next_heartbeat = 0.0
@@ -78,6 +82,11 @@ class Monitor:
         if first:
             self.wake()
 
+    def call_soon(self, job: Callable[[], None]) -> None:
+        """Give `job` to the pool. Takes no lock, so that signal handlers can use it."""
+        self._soon.append(job)
+        self.wake()
+
     def expect(self, deadline: float) -> None:
         """A call that nobody may be waiting for ends at `deadline`."""
         if not self._next_sweep or deadline < self._next_sweep:
@@ -106,7 +115,7 @@ class Monitor:
         now = time.monotonic()
         if any(link.pending for link in self._agent.links()):
             wake_at.append(now + HEARTBEAT)
-        return max(0.0, min(wake_at) - now) if wake_at else -1
+        return min(max(0.0, min(wake_at) - now), LONGEST_SLEEP) if wake_at else -1
 
     def _tick_while_busy(self) -> None:
         quiet = 0
@@ -185,6 +194,8 @@ class Monitor:
         link.seen_unsettled = first
 
     def _run_timers(self) -> None:
+        while self._soon:
+            self._agent.pool.submit(self._soon.popleft())
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             with self._timers_lock:
@@ -220,6 +231,7 @@ class Monitor:
             runs & 1
             or (token, runs) != (agent.reactor.token, agent.reactor.token.runs)
             or agent.pool.waiting
+            or self._soon
             or any(link.channel.out or (link.pending and not link.armed) for link in agent.links())
         ):
             self.wake()

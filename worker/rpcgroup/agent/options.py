@@ -17,7 +17,10 @@ class AgentOptions:
     """Of a first connection with its handshake."""
     suspicion: float = 1.0
     """How long a broken connection is tried again before its peer counts as unreachable."""
-    silence: float = 1.0
-    """How long the host of a peer that owes an answer may acknowledge nothing before its connection is given up."""
+    silence: float = 1.5
+    """How long the host of a peer that owes an answer may acknowledge nothing before its connection is given up.
+
+    The kernel asks for a sign of life after each second of silence, so it must be longer than that.
+    """
     resume_window: float = 10.0
     """How long a callee keeps the answers of a caller whose connection broke; longer than any `suspicion`."""

@@ -26,6 +26,7 @@ MAX_IN_FLIGHT: Final = 65536
 
 _RESPONSE: Final = int(MessageType.RESPONSE)
 _EXCEPTION: Final = int(MessageType.EXCEPTION)
+_GOODBYE: Final = int(MessageType.GOODBYE)
 _log = logging.getLogger(__name__)
 
 
@@ -95,6 +96,19 @@ class Session:
         if self._paused and self._started - self._answered < MAX_IN_FLIGHT // 2:
             self._paused = False
             self.agent.reactor.pause(self, False)
+
+    def say_goodbye(self) -> None:
+        """Tell the peer that what it sends from now on is not run."""
+        channel = self.channel
+        if channel is not None:
+            channel.queue(pack_frame(_GOODBYE, 0, 0, 0, 0, channel.acknowledgement()))
+            channel.flush()
+
+    @property
+    def answers_arrived(self) -> bool:
+        """The peer has acknowledged every answer, or is not connected."""
+        channel = self.channel
+        return channel is None or channel.broken or not (channel.out or channel.unacknowledged)
 
     @property
     def in_flight(self) -> int:

@@ -55,6 +55,10 @@ class Stream(Protocol):
         """Bound each send and receive by `timeout` seconds (`TimeoutError`); None: back to normal."""
         ...
 
+    def forget(self) -> None:
+        """In a forked child: give the inherited descriptor back, and leave the connection to the parent."""
+        ...
+
     def shutdown(self) -> None:
         """Fail whoever is inside another method, and everybody after; the descriptor stays. Idempotent."""
         ...
@@ -77,6 +81,10 @@ class Listener(Protocol):
         ...
 
     def close(self) -> None: ...
+
+    def forget(self) -> None:
+        """As `Stream.forget`."""
+        ...
 
 
 class Transport(Protocol):

@@ -37,6 +37,9 @@ class _MemoryListener:
             raise OSError(f"{self.address} is closed")
         return stream
 
+    def forget(self) -> None:
+        pass  # nothing of it is shared with the parent
+
     def close(self) -> None:
         self._closed = True
         self._transport.forget(self._name)

@@ -56,6 +56,9 @@ class SocketStream:
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, _READ_TIMEOUT if timeout is None else value
         )
 
+    def forget(self) -> None:
+        self._socket.close()
+
     def shutdown(self) -> None:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)

@@ -70,6 +70,9 @@ class TcpListener:
         sock, _ = self._socket.accept()
         return TcpStream(sock)
 
+    def forget(self) -> None:
+        self._socket.close()
+
     def close(self) -> None:
         # shutdown wakes a thread blocked in accept; close alone does not.
         try:
