@@ -1,8 +1,8 @@
 """The fork protocol: each way of passing on by itself, then hundreds of random histories of several machines.
 
-The histories run on a network that loses, delays, reorders and repeats control messages and kills and restarts
-workers. After every step no value may be gone that a living user refers to; whenever the network has come to
-rest, owners and users must agree exactly.
+The histories run on a network that loses, delays, reorders and repeats control messages, and whose workers
+die and restart. After every step no value may be gone that a living user refers to; whenever the network has
+come to rest, owners and users must agree exactly.
 """
 
 from __future__ import annotations
