@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
-# Forked children (DataLoader's) never use the parent's channel, and gRPC's fork handlers only warn of it.
+# gRPC's fork handlers warn at every fork of a process with a channel (each DataLoader worker), and are known
+# to hang. Without them gRPC does not work in a forked child, which `_refuse_in_forked_child` says there.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
@@ -72,6 +73,20 @@ _Response = TypeVar("_Response")
 _log = logging.getLogger(__name__)
 
 
+_grpc_pid = 0  # of the first process that dialled
+
+
+def _refuse_in_forked_child() -> None:
+    """A call would hang there for ever, deadline or not (measured with grpcio 1.85.1)."""
+    global _grpc_pid
+    _grpc_pid = _grpc_pid or os.getpid()
+    if _grpc_pid != os.getpid():
+        raise RendezvousError(
+            f"process {os.getpid()} was forked from {_grpc_pid}, which uses etcd, and gRPC does not work after "
+            "a fork; start such processes by 'spawn' or 'forkserver'"
+        )
+
+
 class EtcdRefusedError(RendezvousError):
     """etcd answered, and the answer is no; `code` is gRPC's status."""
 
@@ -110,19 +125,18 @@ class _Connection:
 
 
 class EtcdClient:
-    """Thread-safe. In a forked child it dials anew, and leaves the parent's channel alone."""
+    """Thread-safe. Belongs to the process that made it: in a forked child it refuses and closes nothing."""
 
     def __init__(self, endpoints: Sequence[str], credentials: EtcdCredentials | None = None) -> None:
         self._endpoints = random.sample(endpoints, len(endpoints))
         self._credentials = credentials or EtcdCredentials()
         self._closed = threading.Event()
-        self._lock = threading.Lock()  # guards _connection, _generation, _pid and the outage's two times
+        self._lock = threading.Lock()  # guards _connection, _generation and the outage's two times
         self._login = threading.Lock()  # held during a login, so that there is one at a time; guards _token
         self._token = ""
         self._pid = os.getpid()
         self._generation = 0
         self._connection: _Connection | None = None
-        self._parents_connection: _Connection | None = None  # kept, or its end would run in a forked child
         self._failing_since = 0.0
         self._logged_at = 0.0
 
@@ -209,16 +223,17 @@ class EtcdClient:
     def close(self) -> None:
         """Ends calls and watches in flight. Idempotent."""
         self._closed.set()
+        if self._pid != os.getpid():
+            return
         with self._lock:
             connection, self._connection = self._connection, None
-        if connection and self._pid == os.getpid():
+        if connection:
             connection.channel.close()
 
     def _current(self) -> _Connection:
         if self._closed.is_set():
             raise RendezvousError("this rendezvous is closed")
-        if self._pid != os.getpid():
-            self._after_fork()
+        _refuse_in_forked_child()
         with self._lock:
             if self._connection is None:
                 endpoint = self._endpoints[self._generation % len(self._endpoints)]
@@ -232,12 +247,6 @@ class EtcdClient:
                 self._connection = None
                 self._generation += 1
         connection.channel.close()
-
-    def _after_fork(self) -> None:
-        """The parent's locks may be held by threads that do not exist here; its channel is left as it is."""
-        self._lock, self._login, self._pid = threading.Lock(), threading.Lock(), os.getpid()
-        if self._connection:
-            self._parents_connection, self._connection = self._connection, None
 
     def _metadata(self, token: str) -> list[tuple[str, str]]:
         """`hasleader`: a member cut off from its peers says so, instead of serving old data in silence."""
