@@ -167,9 +167,11 @@ class _Pickling:
     def dump_by_value(self, values: tuple[Any, ...]) -> None:
         import cloudpickle
 
-        pickler = cloudpickle.Pickler(self.stream, 5, buffer_callback=self._keep_in_band)
-        pickler.dispatch_table = ChainMap(self._reductions(), pickler.dispatch_table)
-        pickler.dump(values)
+        class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+            # Of the class: cloudpickle's own hides what is set on an instance from the C pickler.
+            dispatch_table = ChainMap(self._reductions(), cloudpickle.Pickler.dispatch_table)
+
+        Pickler(self.stream, 5, buffer_callback=self._keep_in_band).dump(values)
 
     def finish(self, fork: Callable[[Any], Any] | None) -> Encoded:
         references: list[Any] = []
@@ -256,7 +258,7 @@ def _decode_objects(
 ) -> tuple[Any, ...]:
     count, raw_count, blob_size, order_size, pickle_size = _OBJECTS.unpack_from(body, start)
     tail = len(body) - pickle_size - order_size - blob_size
-    if tail < start or raw_count > len(buffers):
+    if tail < start + _OBJECTS.size or raw_count > len(buffers):
         raise RemoteProtocolError("a message's sections do not fit into its body")
     view = memoryview(body)
     references: list[Any] = []
