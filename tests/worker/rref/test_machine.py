@@ -443,6 +443,8 @@ class Histories(RuleBasedStateMachine):
         self.workers: dict[int, Worker] = {}
         self.dead: set[int] = set()
         self.packets: list[Packet] = []
+        self.late: list[Packet] = []
+        """Given up by their senders, and still to arrive."""
         self.created: set[RRefId] = set()
         """Values that exist, by what has happened to them."""
         self.owner_of: dict[RRefId, int] = {}
@@ -522,6 +524,11 @@ class Histories(RuleBasedStateMachine):
     def deliver(self, which: int) -> None:
         self.packets.pop(which % len(self.packets)).deliver()
 
+    @precondition(lambda self: self.late)
+    @rule(which=st.integers(0, 999))
+    def deliver_late(self, which: int) -> None:
+        self.late.pop(which % len(self.late)).deliver()
+
     @precondition(lambda self: self.packets)
     @rule(which=st.integers(0, 999), arrives_later=st.booleans())
     def lose(self, which: int, arrives_later: bool) -> None:
@@ -530,8 +537,9 @@ class Histories(RuleBasedStateMachine):
         if packet.lose is None:
             return
         lose, packet.lose = packet.lose, None
-        if not arrives_later:
-            self.packets.remove(packet)
+        self.packets.remove(packet)
+        if arrives_later:
+            self.late.append(packet)
         if packet.sender in self.workers:
             lose()
 
@@ -551,6 +559,7 @@ class Histories(RuleBasedStateMachine):
         me = worker.machine.me
         del self.workers[me]
         self.dead.add(me)
+        self.late = [packet for packet in self.late if packet.to != me]
         for packet in [p for p in self.packets if p.to == me]:
             self.packets.remove(packet)
             if packet.lose is not None and packet.sender in self.workers:
@@ -766,8 +775,8 @@ class Histories(RuleBasedStateMachine):
             for dead in sorted(self.dead - worker.noticed):
                 self.notice_death(worker, dead)
         for _ in range(1000):
-            while self.packets:
-                self.packets.pop(0).deliver()
+            while self.packets or self.late:
+                (self.packets or self.late).pop(0).deliver()
                 self.no_value_is_gone_that_somebody_uses()
             due = [
                 (worker, timer)
@@ -781,10 +790,20 @@ class Histories(RuleBasedStateMachine):
                 self.fire(worker, timer)
         else:
             raise AssertionError("it does not come to rest")
+        self.check_expectations()
         # Nothing is under way: what is remembered because of late messages can be forgotten.
         for worker in self.workers.values():
             for timer in list(worker.timers):
                 self.fire(worker, timer)
+
+    def check_expectations(self) -> None:
+        """At rest a value is only expected of a living creator that has not deleted its own fork yet."""
+        for worker in self.workers.values():
+            for rref_id in worker.machine.owned.forks():
+                if worker.machine.expect(rref_id) is ValueState.EXPECTED:
+                    creator = self.workers.get(rref_id.worker)
+                    assert creator is not None, f"{rref_id} is expected of a dead worker"
+                    assert any(user.rref_id == rref_id for user in creator.machine.held.users())
 
     def check_agreement(self) -> None:
         """At rest every owner knows exactly the forks that living workers hold."""
