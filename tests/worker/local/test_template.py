@@ -36,6 +36,14 @@ def test_a_worker_is_told_who_it_is_and_where_to_meet() -> None:
     }
 
 
+def test_what_the_driver_was_told_of_another_group_is_not_inherited() -> None:
+    base = {"RPCGROUP_PORT": "5000", "RPCGROUP_SECRET": "s", "RPCGROUP_LEASE_TTL": "3", "OTHER": "1"}
+    env = command_of(container(), IDENTITY, base).env
+    assert "RPCGROUP_PORT" not in env
+    assert "RPCGROUP_SECRET" not in env
+    assert (env["RPCGROUP_LEASE_TTL"], env["OTHER"]) == ("3", "1")
+
+
 @pytest.mark.parametrize("name", ["python", "python3"])
 def test_python_is_the_one_that_runs_this(name: str) -> None:
     arguments = command_of(container(command=[name, "a.py"], args=["-v"]), IDENTITY, {}).arguments

@@ -71,12 +71,19 @@ class Observer:
 
     def _see(self, before: Sighting) -> Sighting:
         try:
-            view = self._rendezvous.view()
+            view = later(self._rendezvous.view(), before.view)
             stats = {name: readable(text) for name, text in self._rendezvous.stats().items()}
         except RendezvousError:
             away_since = time.time() if before.away_since is None else before.away_since
             return Sighting(before.view, before.stats, away_since)
         return Sighting(view, stats, None)
+
+
+def later(view: GroupView, before: GroupView) -> GroupView:
+    """Who only looks gets the epoch of the records there are; it must not fall when one goes."""
+    if view.epoch >= before.epoch:
+        return view
+    return GroupView(before.epoch + (view.members != before.members), view.members)
 
 
 def readable(stats: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rpcgroup.local.etcd_server import EtcdServer
 from rpcgroup.local.report import Reporter
 from rpcgroup.local.template import require_commands
 from rpcgroup.local.wakeup import Wakeup, collecting
+from rpcgroup.membership.etcd.credentials import EtcdCredentials
 from rpcgroup.membership.url import open_rendezvous
 
 __all__ = ["run_group"]
@@ -45,7 +46,7 @@ def run_group(group: RPCGroup, manifest: Path, open_reporter: Callable[[], Repor
         }
         directory.write_state(**facts)
         with (
-            closing(open_rendezvous(url)) as rendezvous,
+            closing(open_rendezvous(url, credentials=EtcdCredentials())) as rendezvous,
             closing(open_reporter()) as reporter,
             closing(Wakeup()) as wakeup,
         ):

@@ -19,6 +19,9 @@ __all__ = ["Command", "Identity", "command_of", "require_commands"]
 PYTHONS = ("python", "python3")
 """In an image these are the worker's interpreter; here that is the one that runs this."""
 
+TUNING = (contract.ENV_LEASE_TTL, contract.ENV_STATS_INTERVAL)
+"""What a person may set for all workers of a run."""
+
 REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 
 
@@ -58,12 +61,14 @@ class Command:
 
 
 def command_of(container: Container, identity: Identity, base: Mapping[str, str]) -> Command:
-    """`base` is the environment of the driver, which a worker on this machine inherits.
+    """`base` is the environment of the driver, which a worker on this machine inherits, apart from what tells
+    the driver itself about some other group.
 
     `$(NAME)` in arguments and values is replaced as Kubernetes does: by what stands before it in the
     environment; a name that is not there stays as it is, and `$$` is a dollar sign.
     """
-    env = {"PYTHONUNBUFFERED": "1", contract.ENV_STATS_INTERVAL: "1"} | dict(base) | identity.env()
+    inherited = {k: v for k, v in base.items() if not k.startswith("RPCGROUP_") or k in TUNING}
+    env = {"PYTHONUNBUFFERED": "1", contract.ENV_STATS_INTERVAL: "1"} | inherited | identity.env()
     env["PATH"] = search_path(base)
     for variable in container.env:
         if variable.value_from is None:

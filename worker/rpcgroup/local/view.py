@@ -39,11 +39,11 @@ class LiveReporter:
         self._drawn_at = 0.0
 
     def event(self, subject: str, text: str) -> None:
-        line = Text(time.strftime("%H:%M:%S "), style="dim")
-        self._console.print(line + Text(f"{subject}: {text}", style="bold"))
+        when = time.strftime("%H:%M:%S ")
+        self._console.print(Text.assemble((when, "dim"), (f"{subject}: {text}", "bold")))
 
     def line(self, worker: str, text: str) -> None:
-        self._console.print(Text(f"[{worker}] ", style="cyan") + Text.from_ansi(text))
+        self._console.print(Text.assemble((f"[{worker}] ", "cyan"), Text.from_ansi(text)))
 
     def snapshot(self, snapshot: dict[str, Any]) -> None:
         if time.monotonic() - self._drawn_at >= REDRAW:
