@@ -157,7 +157,13 @@ def test_it_grows_and_shrinks_and_the_rest_stays(start: Start) -> None:
     assert set(after) == {"g-worker-1", "g-worker-2"}
     assert after["g-worker-1"]["pid"] == before["g-worker-1"]["pid"]
     running.ask("scale", replicas=3)
-    running.ears.wait_for("g-worker-0: started")
+    running.ears.wait_for("g-worker-2: ready")
+    with running.ears.changed:
+        assert running.ears.changed.wait_for(lambda: running.ears.count("g-worker-0: ready") == 2, PATIENCE)
+    running.ask("scale", replicas=4)
+    running.ears.wait_for("g-worker-3: ready")
+    running.ask("scale", replicas=3)
+    running.ears.wait_for("g-worker-3: asked to leave")  # not the one that now has the name deleted before
     with pytest.raises(ManifestError, match=r"at least spec\.minReplicas \(1\), got 0"):
         running.ask("scale", replicas=0)
     with pytest.raises(ManifestError, match=r"at most spec\.maxReplicas \(4\), got 9"):

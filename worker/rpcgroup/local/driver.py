@@ -90,6 +90,7 @@ class LocalDriver:
                 self._observe(observer.last, now)
                 planned = self._plan(now)
                 changed = [self._apply(action, now) for action in planned.actions]
+                self._forget_named_victims()
                 self._reporter.snapshot(self.snapshot())
                 if planned.at_rest and (planned.outcome or self.stopped_by):
                     return self._exit_code()
@@ -183,7 +184,6 @@ class LocalDriver:
                 return False
             case Delete(name, grace):
                 self.pods[name].delete(grace, now)
-        self._forget_named_victims()
         return True
 
     def _new_pod(self, name: str, role: str, index: int, now: float) -> LocalPod:
