@@ -125,6 +125,16 @@ def test_a_message_that_never_left_leaves_nothing(
     assert alice.counts().pending_children == 0
 
 
+def test_a_message_nobody_looks_at_leaves_nothing(
+    network: RRefNetwork, owner: RRefContext, alice: RRefContext, bob: RRefContext
+) -> None:
+    (held,) = network.call(owner, alice, owner.create(1))
+    bob.decline([alice.fork(held, 3).to_wire()], 2)
+    assert bob.counts() == NOTHING and alice.counts() == Counts(0, 1, 0, 0, 0)
+    alice.decline([owner.fork(owner.create(1), 2).to_wire()], 1)
+    assert owner.counts() == Counts(1, 0, 1, 0, 0), "what alice holds"
+
+
 def test_a_creation_may_be_dropped_while_its_function_runs(owner: RRefContext, alice: RRefContext) -> None:
     rref, accepted = created(owner, alice)
     del rref

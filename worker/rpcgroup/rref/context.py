@@ -7,8 +7,8 @@ The agent calls this; for a call with references in it the order is
     callee   receive -> when_confirmed -> run the function
     reply    the same, with the roles exchanged
 
-A message that arrived is always given to `receive`, even if its function will not run (cancelled, past its
-deadline, an answer nobody waits for any more): let go of the references then, and everybody is told.
+A message that arrived always gets to `receive` or, if nobody will look at it (cancelled, past its deadline,
+an answer nobody waits for any more), to `decline`: else its forks stay pinned until this worker dies.
 For `remote`: begin_remote and remote_done at the caller, accept_remote and set_value or set_error at the
 owner.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from rpcgroup.errors import RRefError
+from rpcgroup.errors import NotInitializedError, RRefError
 from rpcgroup.rref.cell import Cell, Waiter
 from rpcgroup.rref.driver import Driver, Pending, tell
 from rpcgroup.rref.failures import again, closed_error, creation_error, require_usable
@@ -175,6 +175,14 @@ class RRefContext:
                     pending = pending or Pending()
                     self._driver.awaits(user, pending)
         return rrefs, pending
+
+    def decline(self, forks: Iterable[WireFork], sender: int) -> None:
+        """The references of a message that nobody will look at: `receive` and let go. Does not raise."""
+        try:
+            self.receive(forks, sender)
+        except (NotInitializedError, RRefError):
+            return  # what a dead sender handed on is reclaimed; a closed context holds nothing
+        self.reap()
 
     def when_confirmed(
         self, pending: Pending | None, callback: Callable[[BaseException | None], None]

@@ -8,6 +8,8 @@ from rpcgroup.errors import RemoteProtocolError
 
 __all__ = ["ForkData", "ForkId", "RRefId", "WireFork"]
 
+_INTEGERS = {int}
+
 WireFork = tuple[int, str, int, int, int, int, int, str]
 """`ForkData` as plain values: what the agent pickles."""
 
@@ -51,7 +53,7 @@ class ForkData(NamedTuple):
         try:
             owner, owner_name, rref_worker, rref_local, fork_worker, fork_local, parent, type_name = data
             numbers = (owner, rref_worker, rref_local, fork_worker, fork_local, parent)
-            if not all(type(n) is int for n in numbers) or not isinstance(owner_name, str):
+            if set(map(type, numbers)) != _INTEGERS or type(owner_name) is not str:
                 raise TypeError("wrong types")
         except (TypeError, ValueError) as exc:
             raise RemoteProtocolError(f"not a reference: {data!r}") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from typing import Final
 
 from rpcgroup.rref.instructions import Instruction, Later, Retry, Send
@@ -68,6 +68,3 @@ class Outbox:
 
     def peer_died(self, worker: int) -> None:
         self._unanswered -= {message for message in self._unanswered if message.to == worker}
-
-    def pending(self) -> Iterable[Message]:
-        return self._unanswered

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Set
 from typing import NamedTuple
 
 from rpcgroup.errors import OwnerDiedError, RemoteProtocolError
-from rpcgroup.rref.ids import ForkData, ForkId, RRefId
+from rpcgroup.rref.ids import ForkData, ForkId
 from rpcgroup.rref.instructions import Confirmed, Instruction
 from rpcgroup.rref.messages import Item
 from rpcgroup.rref.outbox import Outbox
@@ -208,6 +208,3 @@ class UserTable:
         else:
             item = Item(user.rref_id, user.fork_id, user.in_doubt)
             self._outbox.add(user.owner, MessageType.RREF_USER_DELETE, item)
-
-    def rref_ids(self) -> set[RRefId]:
-        return {user.rref_id for user in self._users.values()}
