@@ -192,6 +192,8 @@ class Group:
             if graceful:
                 self._finish_work(timeout)
             self._stats.close()
+            # First, or peers that see the record go would drop my sessions under my links.
+            self.agent.close_links()
             self._rendezvous.leave(LEAVE_TIMEOUT)
             self._rendezvous.close()
             use_context(None)
@@ -213,7 +215,7 @@ class Group:
             _log.warning("left without the answers to some calls, after %.0f s", timeout)
         agent.references.shutdown(REFERENCES_TIMEOUT)
         if not agent.finish_serving(max(REFERENCES_TIMEOUT, deadline - time.monotonic())):
-            _log.warning("left while calls of others were running, after %.0f s", timeout)
+            _log.warning("left before all calls of others had ended and their answers had arrived")
 
     def _update_state(self, state: MemberState) -> None:
         if self._record is None or self._record.state is state:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -108,6 +109,8 @@ class Agent:
         self._sessions: dict[tuple[int, str], Session] = {}
         self._pid = os.getpid()
         self._started = False
+        self._closed = False
+        self._close_lock = threading.Lock()  # guards _closed
 
     @property
     def address(self) -> str:
@@ -367,17 +370,23 @@ class Agent:
                 holder.channel.stream.forget()
         self._doorway.forget()
 
-    def close(self) -> None:
-        """End at once: pending calls fail, running functions are left to end. Idempotent."""
-        if self.closing:
-            return
+    def close_links(self) -> None:
+        """Call nobody any more: pending calls fail."""
         self.closing = True
-        self._doorway.close(CLOSE_SECONDS)
         for link in self._links:
             channel = link.channel
             channel.queue(pack_frame(MessageType.GOODBYE, 0, 0, 0, 0, channel.acknowledgement()))
             channel.try_flush()
             link.fail(PeerUnreachableError(f"this worker ({self.name}) was shut down"))
+
+    def close(self) -> None:
+        """End at once: pending calls fail, running functions are left to end. Idempotent."""
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.close_links()
+        self._doorway.close(CLOSE_SECONDS)
         for session in self.sessions():
             session.close()
         if not self._started:

@@ -59,7 +59,7 @@ class Invocation:
     # -- functions ----------------------------------------------------------------------------------------
 
     def _python_call(self, session: Session, frame: Frame) -> None:
-        session.begin()
+        session.begin(frame.id)
         function = session.functions.get(frame.function) if frame.function else None
         if function is not None and function.slow:
             self._run_later(session, frame, self._run)
@@ -67,7 +67,7 @@ class Invocation:
             self._run(session, frame)
 
     def _remote_call(self, session: Session, frame: Frame) -> None:
-        session.begin()
+        session.begin(frame.id)
         function = session.functions.get(frame.function) if frame.function else None
         if function is not None and function.slow:
             self._run_later(session, frame, self._run_remote)
@@ -249,7 +249,7 @@ class Invocation:
 
     def _fetch(self, session: Session, frame: Frame) -> None:
         """`to_here`: answered when the value is there; occupies no thread until then."""
-        session.begin()
+        session.begin(frame.id)
         id = frame.id
 
         def answer(value: Any, error: BaseException | None) -> None:
@@ -268,7 +268,7 @@ class Invocation:
             self._fail(session, id, exc)
 
     def _reference_message(self, session: Session, frame: Frame) -> None:
-        session.begin()
+        session.begin(frame.id)
         try:
             payload = self._codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
             self._agent.references.on_message(MessageType(frame.kind), payload, session.peer.incarnation)
@@ -302,7 +302,7 @@ class Invocation:
             name = MessageType(frame.kind).name
         except ValueError:
             name = f"number {frame.kind}"
-        session.begin()
+        session.begin(frame.id)
         self._fail(session, frame.id, RpcGroupError(f"message type {name} is not handled by this worker"))
 
     def _fail(self, session: Session, id: int, exc: BaseException) -> None:

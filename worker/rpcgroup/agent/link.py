@@ -306,9 +306,10 @@ class Link:
                     self._answered(call.future)
         elif kind == _GOODBYE:
             self.leaving = True
-            self.channel.send_acknowledgement()
         else:
             _log.warning("%s sent a message of kind %d where answers are expected", self.peer.name, kind)
+        if self.leaving:
+            self.channel.send_acknowledgement()  # no call of mine will carry it, and the leaver waits for it
 
     def _answered(self, future: Future[Any]) -> None:
         self.unsettled.append(future)
@@ -398,6 +399,8 @@ class Link:
     def _repair(self, cause: BaseException) -> None:
         channel = self.channel
         try:
+            if self.leaving:
+                raise PeerUnreachableError(f"{self.peer.name} has left the group")
             if isinstance(cause, RemoteProtocolError):
                 raise PeerUnreachableError(f"{self.peer.name} broke the protocol: {cause}")
             stream, received_by_peer = self.peer.reconnect(self, cause)

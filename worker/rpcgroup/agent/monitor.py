@@ -171,10 +171,11 @@ class Monitor:
             if (link.sent, channel.reads) != (sent, reads):
                 traffic[id(link)] = link.sent, channel.reads
                 busy = True
-            if (sending_paused and reads == channel.reads) or len(link.pending) > UNREAD_LIMIT:
-                if link.pending and not link.armed and not channel.read_lock.locked():
-                    link.arm()
-                    busy = True
+            unread = (sending_paused and reads == channel.reads) or len(link.pending) > UNREAD_LIMIT
+            if unread and not link.armed and not channel.read_lock.locked():
+                # Also without pending calls: a goodbye, or the end of the connection, is to be seen.
+                link.arm()
+                busy = True
             if link.unsettled:
                 busy = True
                 self._tend_futures(link, sending_paused)

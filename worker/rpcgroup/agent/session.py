@@ -66,16 +66,16 @@ class Session:
         self._broken = True
         self._broken_at = 0.0
         self._state_lock = threading.Lock()
-        self._started = 0
-        self._answered = 0
+        self._unanswered: dict[int, None] = {}
+        """Ids of the requests that wait or run. A dict, because counters lose updates between threads."""
         self._paused = False
 
     # -- answers ------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def begin(self, id: int) -> None:
         """A request is about to be handled and will be answered."""
-        self._started += 1
-        if self._started - self._answered > MAX_IN_FLIGHT and not self._paused:
+        self._unanswered[id] = None
+        if len(self._unanswered) > MAX_IN_FLIGHT and not self._paused:
             self._paused = True
             self.agent.reactor.pause(self, True)
 
@@ -92,8 +92,8 @@ class Session:
     def _queue(self, kind: int, flags: int, id: int, body: bytes, buffers: list[memoryview] | None) -> None:
         channel = self.channel
         channel.queue(pack_frame(kind, flags, id, 0, 0, channel.acknowledgement(), body, buffers))
-        self._answered += 1
-        if self._paused and self._started - self._answered < MAX_IN_FLIGHT // 2:
+        self._unanswered.pop(id, None)
+        if self._paused and len(self._unanswered) < MAX_IN_FLIGHT // 2:
             self._paused = False
             self.agent.reactor.pause(self, False)
 
@@ -112,7 +112,7 @@ class Session:
 
     @property
     def in_flight(self) -> int:
-        return max(0, self._started - self._answered)
+        return len(self._unanswered)
 
     # -- life ---------------------------------------------------------------------------------------------
 
