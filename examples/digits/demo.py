@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Demo", "main"]
+__all__ = ["Demo", "faults", "main"]
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "manifests/samples/digits.yaml"
-RPCGROUP = Path(sys.executable).with_name("rpcgroup")
 GROUP = "digits"
+"""The manifest's `metadata.name`."""
+RPCGROUP = Path(sys.executable).with_name("rpcgroup")
 READY = "ready"
 WANTED_ACCURACY = 0.95
 STEP_SECONDS = 60.0
@@ -31,7 +32,8 @@ END_SECONDS = 90.0
 class Demo:
     """A running job, and what its output said at the end."""
 
-    def __init__(self, manifest: Path = MANIFEST) -> None:
+    def __init__(self, manifest: Path = MANIFEST, group: str = GROUP) -> None:
+        self._group = group
         self._began = time.monotonic()
         self.summary: dict[str, Any] = {}
         self._job = subprocess.Popen(
@@ -51,7 +53,11 @@ class Demo:
     def workers(self) -> list[dict[str, Any]]:
         """As `rpcgroup status` tells them; none while the job is not up yet."""
         answer = subprocess.run(
-            [RPCGROUP, "status", GROUP, "-o", "json"], check=False, capture_output=True, text=True, timeout=30
+            [RPCGROUP, "status", self._group, "-o", "json"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         workers: list[dict[str, Any]] = json.loads(answer.stdout)["workers"] if answer.returncode == 0 else []
         return workers
@@ -76,8 +82,8 @@ class Demo:
         return trainers
 
     def scale(self, count: int) -> None:
-        self.say(f"rpcgroup scale {GROUP} {count}")
-        subprocess.run([RPCGROUP, "scale", GROUP, str(count)], check=True, timeout=30)
+        self.say(f"rpcgroup scale {self._group} {count}")
+        subprocess.run([RPCGROUP, "scale", self._group, str(count)], check=True, timeout=30)
         self.until(f"{count} trainers are ready", lambda trainers: len(trainers) == count)
 
     def kill_one(self) -> str:
@@ -119,7 +125,7 @@ class Demo:
                     print(f"   {before}", flush=True)
 
 
-def faults(demo: Demo, code: int, killed: str) -> list[str]:
+def faults(demo: Demo, code: int, killed: list[str]) -> list[str]:
     """What the job should have done and did not."""
     summary = demo.summary
     if not summary:
@@ -130,7 +136,7 @@ def faults(demo: Demo, code: int, killed: str) -> list[str]:
         >= WANTED_ACCURACY,
         f"{summary['lost']} gradient calls lost": summary["lost"] == 0,
         f"{summary['repeated']} gradient calls run twice": summary["repeated"] == 0,
-        f"killed: {summary['killed']}, not just {killed}": summary["killed"] == [killed],
+        f"killed: {summary['killed']}, not {killed}": summary["killed"] == killed,
     }
     return [fault for fault, passed in checks.items() if not passed]
 
@@ -149,7 +155,7 @@ def main() -> int:
         return 1
     finally:
         demo.close()
-    if found := faults(demo, code, killed):
+    if found := faults(demo, code, [killed]):
         demo.say("FAILED: " + "; ".join(found))
         return 1
     demo.say(

@@ -19,6 +19,8 @@ __all__ = ["Answer", "ParameterServer", "parameter_server", "serve"]
 
 LOOK_SECONDS = 0.5
 FAREWELL_SECONDS = 10.0
+ANY, NEVER = 0.0, 2.0
+"""Accuracies: one that is always reached, and one that never is."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +52,27 @@ class ParameterServer:
             return self._answer()
 
     def push(self, trainer: str, life: str, epoch: int, number: int, gradients: list[torch.Tensor]) -> Answer:
-        """Apply one gradient; it counts even if it comes when it is already enough."""
+        """Apply one gradient; one that comes when it is already enough is only counted."""
         with self._lock:
             self._ledger.enter(trainer, life, epoch, number)
-            self._optimizer.step(gradients)
-            self._weights = None
+            if not self._enough:
+                self._optimizer.step(gradients)
+                self._weights = None
             return self._answer()
 
     def farewell(self, trainer: str, life: str, sent: int) -> None:
         with self._lock:
             self._ledger.close(trainer, life, sent)
 
-    def finish(self) -> None:
-        """From now on every trainer is told that it is enough."""
-        with self._lock:
-            self._enough = True
+    def look(self, enough_at: float) -> tuple[int, float]:
+        """(gradients that arrived, accuracy on the held-out images).
 
-    def look(self) -> tuple[int, float]:
-        """(gradients applied, accuracy on the held-out images)."""
+        From that accuracy on it is enough: the model stays as it is, and every trainer is told.
+        """
         with self._lock:
-            return self._ledger.arrived, model.accuracy(self._model, self._held_out)
+            accuracy = model.accuracy(self._model, self._held_out)
+            self._enough = self._enough or accuracy >= enough_at
+            return self._ledger.arrived, accuracy
 
     def books(self) -> Ledger:
         """The ledger itself, for when all trainers have left."""
@@ -96,20 +99,19 @@ def serve(target: float, at_least: float, at_most: float) -> None:
     began = time.monotonic()
     pause = threading.Event()
     told = ""
-    while True:
-        steps, accuracy = server.look()
+    enough = False
+    while not enough:
+        pause.wait(LOOK_SECONDS)
         seconds = time.monotonic() - began
+        enough_at = ANY if seconds >= at_most else target if seconds >= at_least else NEVER
+        steps, accuracy = server.look(enough_at)
+        enough = accuracy >= enough_at
         rpc.progress(step=steps, accuracy=round(accuracy, 4))
         trainers = len(group.members(role="worker"))
         if (line := f"{trainers} trainers, accuracy {accuracy:.1%}") != told:
             print(f"{line}, {steps} gradients", flush=True)
             told = line
-        if (accuracy >= target and seconds >= at_least) or seconds >= at_most:
-            break
-        pause.wait(LOOK_SECONDS)
-    server.finish()
     _wait_for_farewells(group)
-    steps, accuracy = server.look()
     summarize(server.books(), accuracy)
     rpc.shutdown()
     sys.exit(0 if accuracy >= target else 1)
