@@ -82,8 +82,8 @@ def _refuse_in_forked_child() -> None:
     _grpc_pid = _grpc_pid or os.getpid()
     if _grpc_pid != os.getpid():
         raise RendezvousError(
-            f"process {os.getpid()} was forked from {_grpc_pid}, which uses etcd, and gRPC does not work after "
-            "a fork; start such processes by 'spawn' or 'forkserver'"
+            f"process {os.getpid()} was forked from {_grpc_pid}, which uses etcd, and gRPC does not work "
+            "after a fork: start such processes by 'spawn' or 'forkserver'"
         )
 
 

@@ -61,6 +61,13 @@ class EtcdKeyValue:
         watch.start()
         return lambda: self._stop(watch)
 
+    def relist(self) -> None:
+        """Have all watches read everything anew."""
+        with self._lock:
+            watches = list(self._watches)
+        for watch in watches:
+            watch.relist()
+
     def stop(self) -> None:
         """End all watches."""
         with self._lock:

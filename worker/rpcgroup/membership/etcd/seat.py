@@ -50,7 +50,7 @@ class Entered:
 
 
 class Seat:
-    """`on_new_lease` is called by the seat's thread when it replaced its lease and the record is back."""
+    """`on_new_lease` is called by the seat's thread when it replaced a lost lease, before it writes again."""
 
     def __init__(
         self, client: EtcdClient, keys: GroupKeys, ttl: int, on_new_lease: Callable[[], None]
@@ -59,10 +59,7 @@ class Seat:
         self._keys = keys
         self._lease = Lease(client, ttl)
         self._on_new_lease = on_new_lease
-        self._mod_revision = (
-            0  # of my record as I last knew it; the owning thread's, as the next and the lease
-        )
-        self._lease_is_new = False
+        self._mod_revision = 0  # of my record as last heard of; the owning thread's, as the lease is
         self._changed = threading.Condition()
         # _changed guards all of the following.
         self._record = MemberRecord(name="")
@@ -219,9 +216,6 @@ class Seat:
                         self._renew()
                     due = time.monotonic() + self._lease.ttl / 3
                 self._write_what_is_wanted()
-                if self._lease_is_new:
-                    self._lease_is_new = False
-                    self._on_new_lease()
             except MemberExistsError as exc:
                 self._give_up(exc)
             except RendezvousUnavailableError as exc:
@@ -246,7 +240,7 @@ class Seat:
         """A new lease, under which the record is to be written again."""
         _log.warning("the lease of %r is gone; putting its record back", self._record.name)
         self._lease.grant(CALL_SECONDS)
-        self._lease_is_new = True
+        self._on_new_lease()
         self.put_back()
 
     def _note_trouble(self, exc: RendezvousError) -> None:

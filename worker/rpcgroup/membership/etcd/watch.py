@@ -72,10 +72,11 @@ class Watch:
         self._keys = keys
         self._sink = sink
         self._cursor = _after(known) if known else None  # the thread's own
-        self._lock = threading.Lock()  # guards _stream, _stopped and _relist
+        self._lock = threading.Lock()  # guards all of the following
         self._stream: WatchStream | None = None
         self._stopped = False
         self._relist = False
+        self._verify = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -92,12 +93,17 @@ class Watch:
             self._thread.join()
 
     def relist(self) -> None:
-        """Read everything anew: what this process held in etcd is gone, so other things may be as well."""
+        """Read everything anew, now. What happened in between shows as differences only."""
         with self._lock:
             self._relist = True
             stream = self._stream
         if stream:
             stream.cancel()
+
+    def verify(self) -> None:
+        """Once there is news, tell it as it happened, and then compare: is this the store that it was?"""
+        with self._lock:
+            self._verify = True
 
     def _run(self) -> None:
         while not self._ended():
@@ -158,9 +164,23 @@ class Watch:
                 break
             if events:
                 self._sink.on_events(events)
+                self._verify_if_asked(cursor)
             if verdict is not Verdict.FOLLOW:
                 return verdict
         return Verdict.FOLLOW
+
+    def _verify_if_asked(self, cursor: WatchCursor) -> None:
+        with self._lock:
+            asked, self._verify = self._verify, False
+        if not asked:
+            return
+        told = cursor.next_revision - 1
+        try:
+            answer = self._client.call(RANGE, RangeRequest(self._keys.key, self._keys.end, revision=told))
+        except RendezvousError:  # compacted meanwhile, or etcd is away again
+            self.relist()
+        else:
+            self._sink.on_snapshot(answer.kvs, told)
 
     def _broken(self, exc: grpc.RpcError, generation: int, token: str) -> None:
         if self._wants_cancel() or self._client.closed:
