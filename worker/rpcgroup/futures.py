@@ -192,7 +192,7 @@ class Future(torch.futures.Future[T]):
         self._settle(result, None)
         self._run_callbacks()
 
-    def set_exception(self, result: BaseException) -> None:
+    def set_exception(self, result: BaseException) -> None:  # type: ignore[override]
         """Settle by hand with an error."""
         self._claim_or_raise()
         self._settle(None, result)
@@ -238,9 +238,9 @@ class Future(torch.futures.Future[T]):
             return
         self._error = error
         if isinstance(error, Exception):
-            super().set_exception(error)
+            super().set_exception(error)  # type: ignore[arg-type]
         else:
-            super().set_exception(RuntimeError(repr(error)))
+            super().set_exception(RuntimeError(repr(error)))  # type: ignore[arg-type]
         self._settled = True
 
     def _run_callbacks(self) -> None:

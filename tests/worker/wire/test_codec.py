@@ -109,7 +109,7 @@ leaves = st.one_of(
     st.text(max_size=20),
     st.binary(max_size=20),
     st.builds(bytearray, st.binary(max_size=20)),
-    st.builds(lambda n: np.float32(n), st.integers(0, 9)),
+    st.builds(np.float32, st.integers(0, 9)),
     st.sampled_from(
         [np.int64(3), np.bool_(True), np.datetime64("2020-01-01"), torch.float16, torch.Size([2])]
     ),
@@ -290,7 +290,8 @@ def test_functions_of_main_go_by_value_to_another_program() -> None:
         def double(x): return helper(x) * 2
         def helper(x): return x + 1
         encoded = Codec().encode((double, Config(3), torch.ones(3)), by_value=True)
-        sys.stdout.buffer.write(pickle.dumps((encoded.flags, encoded.body, [bytes(b) for b in encoded.buffers])))
+        buffers = [bytes(b) for b in encoded.buffers]
+        sys.stdout.buffer.write(pickle.dumps((encoded.flags, encoded.body, buffers)))
         """
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=100).stdout
@@ -348,20 +349,52 @@ def test_more_large_objects_than_a_frame_can_count(kind: str, monkeypatch: pytes
     assert [int(value[-1]) for value in there] == [0, 1, 2, 3, 4]
 
 
+class Forks:
+    """Gives out the references' keys; refuses the key 13."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.failed: list[int] = []
+
+    def fork(self, reference: Reference) -> int:
+        if reference.key == 13:
+            raise SerializationError("unlucky")
+        self.made.append(reference.key)
+        return reference.key
+
+    def fork_failed(self, fork: int) -> None:
+        self.failed.append(fork)
+
+
+def test_forks_of_a_message_that_cannot_be_sent_are_taken_back() -> None:
+    forks = Forks()
+    with pytest.raises(SerializationError, match="unlucky"):
+        Codec(Reference).encode(([Reference(1), Reference(13)],), forks)
+    assert forks.made == forks.failed == [1]
+    with pytest.raises(MessageTooLargeError):
+        Codec(Reference, max_body=100).encode(([Reference(1), "x" * 200],), forks)
+    assert forks.made == [1], "nothing is forked for a message that is too large"
+
+
+def test_references_of_a_body_nobody_decodes() -> None:
+    codec = Codec(Reference)
+    encoded = codec.encode(([Reference(1), torch.ones(3), Reference(2)],), Forks())
+    body, start, _ = received(encoded)
+    assert codec.references_in(encoded.flags, body, start) == [1, 2]
+    plain = codec.encode((1, "x"))
+    assert codec.references_in(plain.flags, plain.body, 0) == []
+
+
 def test_references_travel_beside_the_pickle() -> None:
     codec = Codec(Reference)
-    forked: list[int] = []
-
-    def fork(reference: Reference) -> tuple[str, int]:
-        forked.append(reference.key)
-        return "fork", reference.key
+    forks = Forks()
 
     def receive(forks: list[Any]) -> list[Any]:
-        return [Reference(key + 100) for _, key in forks]
+        return [Reference(key + 100) for key in forks]
 
     one, two = Reference(1), Reference(2)
-    encoded = codec.encode((one, [two, one, torch.ones(2)], np.ones(5000)), fork)
-    assert forked == [1, 2], "once for each object, in order"
+    encoded = codec.encode((one, [two, one, torch.ones(2)], np.ones(5000)), forks)
+    assert forks.made == [1, 2], "once for each object, in order"
     body, start, buffers = received(encoded)
     first, (second, again, tensor), array = codec.decode(encoded.flags, body, start, buffers, receive)
     assert (first.key, second.key) == (101, 102)
@@ -372,7 +405,7 @@ def test_references_travel_beside_the_pickle() -> None:
 
 def test_a_reference_in_a_closure() -> None:
     codec, one = Codec(Reference), Reference(1)
-    encoded = codec.encode((lambda: one.key,), lambda reference: reference.key)
+    encoded = codec.encode((lambda: one.key,), Forks())
     body, start, buffers = received(encoded)
     (function,) = codec.decode(encoded.flags, body, start, buffers, lambda forks: [Reference(7)])
     assert function() == 7
@@ -384,7 +417,7 @@ def test_a_reference_without_a_call_is_refused() -> None:
 
 
 def test_a_reference_where_none_is_expected_is_the_peers_fault() -> None:
-    encoded = Codec(Reference).encode((Reference(1),), lambda reference: reference.key)
+    encoded = Codec(Reference).encode((Reference(1),), Forks())
     with pytest.raises(RemoteProtocolError, match="references where none"):
         Codec(Reference).decode(encoded.flags, bytearray(encoded.body), 0, [])
 

@@ -108,6 +108,8 @@ class Agent:
         """Connected links by what users call their peers; the hot path's only look-up."""
         self._sessions: dict[tuple[int, str], Session] = {}
         self._pid = os.getpid()
+        self.newest_incarnation = 0
+        """Of all members ever seen: an older one that is not a member has left or died."""
         self._started = False
         self._closed = False
         self._close_lock = threading.Lock()  # guards _closed
@@ -176,6 +178,7 @@ class Agent:
         references = self.references
         rref, fork = references.begin_remote(link.peer.incarnation, link.peer.name)
         future: Future[Any] = Future()
+        rref._future = future
         try:
             link.call(_REMOTE_CALL, function, (fork.to_wire(), *args), kwargs, timeout, future)
         except BaseException as exc:
@@ -227,6 +230,7 @@ class Agent:
                 known.record = record
                 return
             self.remove_member(known.record, f"was replaced by its incarnation {record.incarnation}")
+        self.newest_incarnation = max(self.newest_incarnation, record.incarnation)
         peer = Peer(self, record)
         for key in (record.name, record.id, ("incarnation", record.incarnation)):
             self._peers[key] = peer
@@ -365,9 +369,9 @@ class Agent:
         self._started = False
         self._ready = {}
         self._peers = {}
-        for holder in (*self._links, *self.sessions()):
-            if holder.channel is not None:
-                holder.channel.stream.forget()
+        for channel in [link.channel for link in self._links] + [s.channel for s in self.sessions()]:
+            if channel is not None:
+                channel.stream.forget()
         self._doorway.forget()
 
     def close_links(self) -> None:

@@ -17,7 +17,8 @@ from rpcgroup.agent.monitor import TICK
 from rpcgroup.agent.session import Function, Session
 from rpcgroup.errors import CallTimeoutError, DrainedError, RemoteProtocolError, RpcGroupError, SerializationError
 from rpcgroup.futures import Future
-from rpcgroup.wire.codec import FORMAT_MASK
+from rpcgroup.rref.uses import AsyncResult
+from rpcgroup.wire.codec import FORMAT_MASK, Encoded
 from rpcgroup.wire.exceptions import describe_exception
 from rpcgroup.wire.frames import Frame
 from rpcgroup.wire.functions import load_function
@@ -82,9 +83,11 @@ class Invocation:
         self, session: Session, frame: Frame, arrived: float, run: Callable[[Session, Frame], None]
     ) -> None:
         if session.waiting.pop(frame.id, None) is None:
-            return  # cancelled, and answered by that
+            self._decline(session, frame)  # cancelled, and answered by that
+            return
         started = time.monotonic()
         if frame.timeout_ms and (started - arrived) * 1000 > frame.timeout_ms:
+            self._decline(session, frame)
             self._fail(session, frame.id, CallTimeoutError("dropped: its deadline passed before it could start"))
         else:
             run(session, frame)
@@ -92,6 +95,9 @@ class Invocation:
         function = session.functions.get(frame.function)
         if function is not None and function.slow and time.monotonic() - started < QUICK:
             function.slow -= 1
+
+    def _decline(self, session: Session, frame: Frame) -> None:
+        session.forks.decline(self._codec.references_in(frame.flags, frame.body, frame.body_start))
 
     def _run(self, session: Session, frame: Frame) -> None:
         """Decode, wait for its references, call, answer."""
@@ -117,6 +123,8 @@ class Invocation:
             self.served += 1
             if function.is_async:
                 self._answer_when_done(session, id, result)
+            elif type(result) is AsyncResult:
+                self._answer_when_done(session, id, result.future)
             elif result is None:
                 session.answer_nothing(id)
             else:
@@ -168,17 +176,13 @@ class Invocation:
         return function, values, None
 
     def _receive(self, session: Session, pending: list[Any], forks: list[Any]) -> list[Any]:
-        references, unconfirmed = self._agent.references.receive(forks, session.peer.incarnation)
+        references, unconfirmed = session.forks.receive(forks)
         if unconfirmed is not None:
             pending.append(unconfirmed)
         return list(references)
 
-    def _encode(self, session: Session, result: Any) -> Any:
-        references = self._agent.references
-        peer = session.peer.incarnation
-        return self._codec.encode(
-            (result,), lambda reference: references.fork(reference, peer).to_wire(), session.by_value
-        )
+    def _encode(self, session: Session, result: Any) -> Encoded:
+        return self._codec.encode((result,), session.forks, session.by_value)
 
     def _when_confirmed(self, session: Session, id: int, pending: list[Any], run: Callable[[], None]) -> None:
         """Run in the pool once the owners of its references know of them."""
@@ -217,7 +221,10 @@ class Invocation:
                 assert function.call is not None
                 value = function.call(*args, **(kwargs or {}))
                 self.served += 1
-                if function.is_async:
+                if type(value) is AsyncResult:
+                    value = value.future
+                    value.add_done_callback(partial(self._own_result, rref))
+                elif function.is_async:
                     value.add_done_callback(partial(self._own_result, rref))
                 else:
                     references.set_value(rref, value)

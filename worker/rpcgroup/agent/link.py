@@ -304,6 +304,10 @@ class Link:
                 call.complete(frame)
                 if call.future is not None:
                     self._answered(call.future)
+            else:
+                self.peer.forks.decline(
+                    self._codec.references_in(frame.flags, frame.body, frame.body_start)
+                )
         elif kind == _GOODBYE:
             self.leaving = True
         else:
@@ -339,7 +343,7 @@ class Link:
         if frame.kind == _EXCEPTION:
             raise rebuild_exception(frame.body)
         values = self.agent.codec.decode(
-            frame.flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, self.peer.receive_references
+            frame.flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, self.peer.forks.receive_answer
         )
         return values[0] if values else None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from rpcgroup.agent.forks import Forks
 from rpcgroup.agent.link import Link
 from rpcgroup.errors import HandshakeError, PeerUnreachableError
 from rpcgroup.membership.record import MemberRecord
@@ -34,6 +35,7 @@ class Peer:
         self.incarnation = record.incarnation
         self.gone = ""
         """Why it is no longer a member; calls to it fail at once then."""
+        self.forks = Forks(agent, record.incarnation)
         self._link: Link | None = None
         self._lock = threading.Lock()  # guards the making of the link
 
@@ -63,15 +65,6 @@ class Peer:
         link = self._link
         if link is not None and link.failure is None:
             link.fail(PeerUnreachableError(f"{self.name} {why}"))
-
-    def forks(self, reference: Any) -> Any:
-        """While encoding a message to this peer: what of a reference travels."""
-        return self.agent.references.fork(reference, self.incarnation).to_wire()
-
-    def receive_references(self, forks: list[Any]) -> list[Any]:
-        """The references in an answer of this peer."""
-        references, _ = self.agent.references.receive(forks, self.incarnation)
-        return list(references)
 
     # -- connecting ---------------------------------------------------------------------------------------
 

@@ -34,9 +34,12 @@ class ReferencePort:
         return self._agent.options.rpc_timeout
 
     def send(self, to: int, kind: MessageType, payload: bytes, done: Done) -> None:
-        peer = self._agent.peer_of(to)
-        if peer is None or self._agent.closing:
+        agent = self._agent
+        peer = agent.peer_of(to)
+        if peer is None or agent.closing:
             done(PeerUnreachableError(f"incarnation {to} is not a member"))
+            if to <= agent.newest_incarnation and not agent.closing:
+                agent.references.member_died(to)
         elif peer.existing_link() is None:
             self._agent.pool.submit(partial(self._send, peer, kind, payload, done))
         else:
@@ -70,6 +73,8 @@ class ReferencePort:
         agent = self._agent
         peer = agent.peer_of(to)
         if peer is None:
+            if to <= agent.newest_incarnation:
+                agent.references.member_died(to)
             raise PeerUnreachableError(f"incarnation {to} is not a member any more")
         agent.reactor.step_aside()
         future: Future[Any] = Future()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from rpcgroup.agent.forks import Forks
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
 from rpcgroup.transport.channel import Channel
@@ -57,6 +58,7 @@ class Session:
         self.peer = peer
         self.channel_id = channel_id
         self.by_value = peer.main != agent.identity.main
+        self.forks = Forks(agent, peer.incarnation)
         self.channel: Channel = None  # type: ignore[assignment]  # set by the first attach
         self.functions: dict[int, Function] = {}
         self.waiting: dict[int, bool] = {}

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from io import BytesIO
 from itertools import repeat
 from operator import getitem
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 
@@ -29,7 +29,7 @@ from rpcgroup.errors import MessageTooLargeError, RemoteProtocolError, Serializa
 from rpcgroup.wire.frames import MAX_BODY
 from rpcgroup.wire.tensors import INLINE_LIMIT, MAX_BUFFERS, can_travel, decode_tensor, encode_tensor
 
-__all__ = ["FORMAT_MASK", "NOTHING", "OBJECTS", "PICKLE", "TENSORS", "Codec", "Encoded"]
+__all__ = ["FORMAT_MASK", "NOTHING", "OBJECTS", "PICKLE", "TENSORS", "Codec", "Encoded", "ReferenceForks"]
 
 NOTHING: Final = 0
 PICKLE: Final = 1
@@ -60,10 +60,18 @@ class Encoded(NamedTuple):
 _NOTHING_ENCODED: Final = Encoded(NOTHING, b"", [])
 
 
+class ReferenceForks(Protocol):
+    """Turns references into plain data for one receiver; `fork_failed` takes one back that was not sent."""
+
+    def fork(self, reference: Any) -> Any: ...
+
+    def fork_failed(self, fork: Any) -> None: ...
+
+
 class Codec:
     """Encodes and decodes for one agent; stateless, thread-safe.
 
-    `reference_type` is the class whose instances travel as references: `fork` turns one into plain data when
+    `reference_type` is the class whose instances travel as references: `forks` turns one into plain data when
     it is encoded, `receive` turns the list of such data into references when a body is decoded.
     """
 
@@ -72,7 +80,7 @@ class Codec:
         self._max_body = max_body
 
     def encode(
-        self, values: tuple[Any, ...], fork: Callable[[Any], Any] | None = None, by_value: bool = False
+        self, values: tuple[Any, ...], forks: ReferenceForks | None = None, by_value: bool = False
     ) -> Encoded:
         """Encode arguments, or a result as a 1-tuple.
 
@@ -93,12 +101,8 @@ class Codec:
         elif tensors and len(values) <= MAX_BUFFERS and all(map(can_travel, values)) and _differ(values):
             encoded = _encode_tensors(values)
         else:
-            encoded = self._encode_objects(values, fork, by_value)
-        if len(encoded.body) + 8 * len(encoded.buffers) > self._max_body:
-            raise MessageTooLargeError(
-                f"cannot be sent: it pickles to {len(encoded.body)} bytes, and the cap is {self._max_body}. "
-                "Large tensors and numpy arrays do not count: send large data as those"
-            )
+            return self._encode_objects(values, forks, by_value)
+        _require_size(len(encoded.body) + 8 * len(encoded.buffers), self._max_body)
         return encoded
 
     def decode(
@@ -122,8 +126,19 @@ class Codec:
             return _decode_tensors(body, start, iter(buffers or ()))
         return _decode_objects(body, start, list(buffers or ()), receive)
 
+    def references_in(self, flags: int, body: bytes | bytearray, start: int) -> list[Any]:
+        """The references of a body that will not be decoded."""
+        if flags & FORMAT_MASK != OBJECTS:
+            return []
+        _, _, blob_size, order_size, pickle_size = _OBJECTS.unpack_from(body, start)
+        end = len(body) - pickle_size - order_size
+        if not blob_size or end - blob_size < start:
+            return []
+        references: list[Any] = pickle.loads(memoryview(body)[end - blob_size : end])
+        return references
+
     def _encode_objects(
-        self, values: tuple[Any, ...], fork: Callable[[Any], Any] | None, by_value: bool
+        self, values: tuple[Any, ...], forks: ReferenceForks | None, by_value: bool
     ) -> Encoded:
         try:
             pickled = _Pickling(self._reference_type)
@@ -142,7 +157,7 @@ class Codec:
                 raise SerializationError(
                     f"cannot be sent: {type(last).__name__}: {last} (by reference: {exc})"
                 ) from last
-        return pickled.finish(fork)
+        return pickled.finish(forks, self._max_body)
 
 
 class _Pickling:
@@ -169,11 +184,11 @@ class _Pickling:
 
         class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             # Of the class: cloudpickle's own hides what is set on an instance from the C pickler.
-            dispatch_table = ChainMap(self._reductions(), cloudpickle.Pickler.dispatch_table)
+            dispatch_table = ChainMap(self._reductions(), cloudpickle.Pickler.dispatch_table)  # noqa: RUF012
 
         Pickler(self.stream, 5, buffer_callback=self._keep_in_band).dump(values)
 
-    def finish(self, fork: Callable[[Any], Any] | None) -> Encoded:
+    def finish(self, forks: ReferenceForks | None, max_body: int) -> Encoded:
         references: list[Any] = []
         parts: list[bytes] = [b""]
         buffers = self.raw
@@ -182,13 +197,15 @@ class _Pickling:
         for value in self.attached:
             if isinstance(value, _Tensor):
                 offset = encode_tensor(value, parts, offset, buffers)
-            elif fork is None:
+            elif forks is None:
                 raise SerializationError("a reference can only be sent by a call")
             else:
-                references.append(fork(value))
+                references.append(value)
                 parts.append(_REFERENCE_ENTRY)
                 offset += len(_REFERENCE_ENTRY)
-        blob = pickle.dumps(references, 5) if references else b""
+        _require_size(offset + self.stream.tell() + 8 * len(buffers), max_body)
+        # Last of all: from here on nothing fails, so what is forked is sent.
+        blob = pickle.dumps(_fork_all(references, forks), 5) if references and forks else b""
         # Without raw buffers every out-of-band buffer is the list, and the order need not be said.
         order = bytes(self.order) if raw_count else b""
         pickled = self.stream.getvalue()
@@ -227,6 +244,26 @@ class _Pickling:
         self.raw.append(memory)
         self.order.append(1)
         return False
+
+
+def _fork_all(references: list[Any], forks: ReferenceForks) -> list[Any]:
+    made: list[Any] = []
+    try:
+        for reference in references:
+            made.append(forks.fork(reference))
+    except BaseException:
+        for fork in made:
+            forks.fork_failed(fork)
+        raise
+    return made
+
+
+def _require_size(size: int, cap: int) -> None:
+    if size > cap:
+        raise MessageTooLargeError(
+            f"cannot be sent: it pickles to {size} bytes, and the cap is {cap}. "
+            "Large tensors and numpy arrays do not count: send large data as those"
+        )
 
 
 def _differ(values: tuple[Any, ...]) -> bool:

@@ -196,7 +196,9 @@ class FrameReader:
             raise RemoteProtocolError(f"frame says {count} buffers, its body has room for the sizes of fewer")
         sizes = table.unpack_from(body)
         if sum(sizes) > self._max_message:
-            raise RemoteProtocolError(f"buffers of {sum(sizes)} bytes are over the cap of {self._max_message}")
+            raise RemoteProtocolError(
+                f"buffers of {sum(sizes)} bytes are over the cap of {self._max_message}"
+            )
         try:
             buffers = [self._allocate(size) for size in sizes]
         except (MemoryError, OSError) as exc:  # not the connection's fault: again would fail again
