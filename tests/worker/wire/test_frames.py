@@ -13,7 +13,7 @@ CAP = 1 << 20
 
 
 def feed(reader: FrameReader, data: bytes, sizes: list[int]) -> None:
-    """Give `data` to the reader in pieces of these sizes, round and round; a piece may be cut to its target."""
+    """Give `data` to the reader in pieces of these sizes, round and round; a target cuts a piece."""
     at = turn = 0
     while at < len(data):
         target = reader.target()

@@ -242,4 +242,3 @@ class Channel:
         self.stream.close()
         self.out.clear()
         self._unacknowledged.clear()
-

@@ -1,7 +1,7 @@
 """Inside one process: names instead of ports, socket pairs instead of a network. For tests and examples.
 
-Addresses are `memory://name`. It takes the same paths through the kernel's readiness as TCP does, so a test over
-it exercises the same reactor; no port is opened.
+Addresses are `memory://name`. It takes the same paths through the kernel's readiness as TCP does, so a test
+over it exercises the same reactor; no port is opened.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class _MemoryListener:
         self.address = f"memory://{name}"
 
     def arrive(self, stream: Stream) -> None:
-        if self._closed:
-            raise ConnectionRefusedError(f"{self.address} is closed")
         self._arrivals.put(stream)
+        if self._closed:
+            self._turn_away()
 
     def accept(self) -> Stream:
         stream = self._arrivals.get()
@@ -43,7 +43,17 @@ class _MemoryListener:
     def close(self) -> None:
         self._closed = True
         self._transport.forget(self._name)
-        self._arrivals.put(None)
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Close what was not accepted, as a kernel does."""
+        try:
+            while True:
+                stream = self._arrivals.get_nowait()
+                if stream is not None:
+                    stream.close()
+        except queue.Empty:
+            self._arrivals.put(None)
 
 
 class MemoryTransport:

@@ -18,20 +18,25 @@ SMALLEST: Final = 1 << 20
 """Bytes; below, the allocator's own caching is as good."""
 IDLE_LIMIT: Final = 256 << 20
 """Bytes kept for the next message; beyond, memory goes back to the system."""
+MAX_TYPES: Final = 1024
+"""Of array types kept: making one costs more than the look-up."""
 
 
 class ReceivePool:
-    """Thread-safe without a lock: deque operations are atomic, and counting idle bytes may be off for a moment."""
+    """Thread-safe without a lock: a deque's operations are atomic, and the bound may be off for a moment.
+
+    What comes back takes the place of idle memory of other sizes, so a program may change its sizes.
+    """
 
     def __init__(self, idle_limit: int = IDLE_LIMIT) -> None:
         self._free: dict[int, deque[mmap.mmap]] = {}
+        """By capacity."""
         self._types: dict[int, Any] = {}
-        self._idle = 0
         self._idle_limit = idle_limit
 
     @property
     def idle_bytes(self) -> int:
-        return self._idle
+        return sum(capacity * len(free) for capacity, free in list(self._free.items()))
 
     def allocate(self, size: int) -> Any:
         """A writable buffer of `size` bytes."""
@@ -40,24 +45,32 @@ class ReceivePool:
         capacity = size_class(size)
         try:
             memory = self._free[capacity].popleft()
-            self._idle -= capacity
         except (KeyError, IndexError):
             memory = mmap.mmap(-1, capacity)
         kind = self._types.get(size)
         if kind is None:
-            kind = self._types[size] = ctypes.c_char * size
-            if len(self._types) > 1024:
+            if len(self._types) >= MAX_TYPES:
                 self._types.clear()
+            kind = self._types[size] = ctypes.c_char * size
         buffer = kind.from_buffer(memory)
         weakref.finalize(buffer, self._give_back, capacity, memory).atexit = False
         return buffer
 
     def _give_back(self, capacity: int, memory: mmap.mmap) -> None:
         # Runs in whichever thread drops the last view, the garbage collector's included: no lock.
-        if self._idle + capacity > self._idle_limit:
-            return
-        self._idle += capacity
-        self._free.setdefault(capacity, deque()).append(memory)
+        if capacity <= self._idle_limit and self._make_room(capacity):
+            self._free.setdefault(capacity, deque()).append(memory)
+
+    def _make_room(self, needed: int) -> bool:
+        excess = self.idle_bytes + needed - self._idle_limit
+        for capacity, free in list(self._free.items()):
+            while excess > 0 and capacity != needed:
+                try:
+                    free.popleft()
+                except IndexError:
+                    break
+                excess -= capacity
+        return excess <= 0
 
 
 def size_class(size: int) -> int:

@@ -98,8 +98,14 @@ class TcpTransport:
         return TcpListener(sock, host)
 
     def connect(self, address: str, timeout: float) -> TcpStream:
+        return TcpStream(socket.create_connection(_host_and_port(address), timeout))
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    try:
         parts = urlsplit(address)
-        if parts.scheme != self.scheme or not parts.hostname or not parts.port:
-            raise OSError(f"not a tcp address: {address!r}")
-        sock = socket.create_connection((parts.hostname, parts.port), timeout)
-        return TcpStream(sock)
+        if parts.scheme == TcpTransport.scheme and parts.hostname and parts.port:
+            return parts.hostname, parts.port
+    except ValueError:  # the port is no number
+        pass
+    raise OSError(f"not a tcp address: {address!r}")

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from rpcgroup.errors import RpcGroupError
+from rpcgroup.transport.tcp import TcpTransport
+
+
+def test_a_port_in_use_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(RpcGroupError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*RPCGROUP_PORT"):
+            TcpTransport().listen("127.0.0.1", port)
+
+
+def test_a_host_that_is_not_ours_says_what_to_do() -> None:
+    with pytest.raises(RpcGroupError, match=r"cannot listen on 192\.0\.2\.1:0: .*RPCGROUP_HOST"):
+        TcpTransport().listen("192.0.2.1", 0)
+
+
+def test_the_port_is_the_one_asked_for_or_a_free_one() -> None:
+    first = TcpTransport().listen("127.0.0.1", 0)
+    port = int(first.address.rpartition(":")[2])
+    assert port > 0
+    first.close()
+    second = TcpTransport().listen("127.0.0.1", port)
+    assert second.address == f"tcp://127.0.0.1:{port}"
+    second.close()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
+def test_ipv6_hosts_stand_in_brackets() -> None:
+    try:
+        listener = TcpTransport().listen("::1", 0)
+    except RpcGroupError:
+        pytest.skip("this machine has no IPv6")
+    assert listener.address.startswith("tcp://[::1]:")
+    near = TcpTransport().connect(listener.address, 10)
+    far = listener.accept()
+    near.send(b"x")
+    assert far.receive(memoryview(bytearray(1))) == 1
+    for end in (near, far, listener):
+        end.close()
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "udp://127.0.0.1:1", "tcp://:5", "", "tcp://h:port"])
+def test_what_is_no_address_is_an_os_error(address: str) -> None:
+    with pytest.raises(OSError):
+        TcpTransport().connect(address, 10)
+
+
+def test_a_peer_that_does_not_read_is_not_silent() -> None:
+    """Its kernel answers: it is busy, not gone."""
+    listener = TcpTransport().listen("127.0.0.1", 0)
+    near = TcpTransport().connect(listener.address, 10)
+    far = listener.accept()
+    with pytest.raises(BlockingIOError):
+        while True:
+            near.try_send(bytes(65536))
+    assert near.silence() < 10
+    for end in (near, far, listener):
+        end.close()
+
+
+def test_a_closed_stream_is_not_silent() -> None:
+    listener = TcpTransport().listen("127.0.0.1", 0)
+    near = TcpTransport().connect(listener.address, 10)
+    near.close()
+    assert near.silence() == 0
+    listener.close()
