@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 
 import pytest
@@ -55,19 +54,3 @@ def test_a_drain_request_waits_for_the_end_of_an_outage() -> None:
             two.request_drain("w0", DrainRequest(1.0, ""))
         two.request_drain("w0", DrainRequest(2.0, ""))
         listener.wait(lambda me: me.drains == [DrainRequest(2.0, "")])
-
-
-@pytest.mark.parametrize("end", [lambda seat: seat.leave(5), lambda seat: seat.close()])
-def test_a_listener_may_end_its_own_seat(end: Callable[[MemoryRendezvous], None]) -> None:
-    group, ended = MemoryGroup(), threading.Event()
-
-    class Leaver(RecordingListener):
-        def on_drain(self, request: DrainRequest) -> None:
-            end(seat)
-            ended.set()
-
-    with closing(MemoryRendezvous(group)) as seat:
-        seat.join(MemberRecord(name="w0"), admit=admit_all, listener=Leaver(), timeout=5)
-        with closing(MemoryRendezvous(group)) as other:
-            other.request_drain("w0", DrainRequest(1.0, ""))
-        assert ended.wait(5)

@@ -6,8 +6,8 @@ import enum
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
 
 from rpcgroup.contract import DEFAULT_ROLE, PROTOCOL_VERSION
 from rpcgroup.errors import RendezvousError
@@ -59,24 +59,31 @@ class MemberRecord:
     protocol: int = PROTOCOL_VERSION
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
+        raw = {name: getattr(self, name) for name in _FIELDS}
+        return json.dumps(raw, separators=(",", ":"), sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: bytes, create_revision: int) -> MemberRecord:
         """Fields unknown to this version are dropped. Raises `RendezvousError` for what is no record."""
         try:
             raw: dict[str, Any] = json.loads(data)
-            known = {f.name for f in fields(cls)}
-            record = cls(**{k: v for k, v in raw.items() if k in known})
-            record = replace(record, state=MemberState(record.state), devices=tuple(record.devices))
+            known = {name: value for name, value in raw.items() if name in _FIELDS}
+            known["state"] = MemberState(known.get("state", MemberState.JOINING))
+            known["devices"] = tuple(known.get("devices", ()))
+            known["incarnation"] = int(known.get("incarnation", 0)) or create_revision
+            rank = int(known.get("id", -1))
+            known["id"] = rank if rank >= 0 else known["incarnation"]
+            return cls(**known)
         except (ValueError, TypeError, AttributeError) as exc:
             raise RendezvousError(f"not a member record: {data[:80]!r}: {exc}") from exc
-        return record.joined(create_revision)
 
     def joined(self, create_revision: int) -> MemberRecord:
         """This record as it counts once it is stored: with its incarnation and id."""
         incarnation = self.incarnation or create_revision
         return replace(self, incarnation=incarnation, id=self.id if self.id >= 0 else incarnation)
+
+
+_FIELDS: Final = frozenset(field.name for field in fields(MemberRecord))
 
 
 def new_token() -> str:

@@ -68,7 +68,9 @@ class DrainRequest:
 
 
 class GroupListener(Protocol):
-    """Called by threads of the rendezvous, one call at a time and in order; must not block.
+    """Called by threads of the rendezvous, one call at a time and in order.
+
+    Must not block, and so must not call the rendezvous back.
 
     The first `on_view` has every record as RecordPut. A record that goes and comes back (a lost lease) shows
     as RecordGone and RecordPut of the same incarnation; `membership.tracker` says what that means. My own
