@@ -152,8 +152,8 @@ class Monitor:
             if function is not None:
                 function.slow = SLOW_RUNS
         reactor.take_over()
-        if incoming is not None:
-            incoming.channel.try_flush()
+        if incoming is not None and not incoming.channel.try_flush():
+            self._agent.pool.submit(incoming.channel.flush)
 
     def _tend_links(self, traffic: dict[int, tuple[int, int]]) -> bool:
         """Write what is held back; have unattended answers read and settled. True when there was traffic.
@@ -164,7 +164,8 @@ class Monitor:
         for link in self._agent.links():
             channel = link.channel
             if channel.out:
-                channel.try_flush()
+                if not channel.try_flush():
+                    self._agent.pool.submit(channel.flush)
                 busy = True
             sent, reads = traffic.get(id(link), (-1, -1))
             link.prompt = sending_paused = sent == link.sent

@@ -1,19 +1,19 @@
 """A reliable, ordered stream of frames over successive connections.
 
 Each side counts the frames it has received and says so in the header of every frame it sends; the other keeps
-what it has written until then. When a connection breaks, a new one is attached, both sides tell their counts,
-and what is missing is written again. So every frame is delivered exactly once, in order, for as long as both
-processes live, and nothing above this class needs to recognise a duplicate.
+what it has written until then. When a connection breaks, a new one is attached, both sides tell their
+counts, and what is missing is written again. So every frame is delivered exactly once, in order, for as long
+as both processes live, and nothing above this class needs to recognise a duplicate.
 
-Memory: a frame is kept until acknowledged. Small ones were copied when they were encoded; the buffers of large
-tensors are kept by reference, as the write itself refers to them (ADR 0005).
+Memory: a frame is kept until acknowledged. Small ones were copied when they were encoded; the buffers of
+large tensors are kept by reference, as the write itself refers to them (ADR 0005).
 """
 
 from __future__ import annotations
 
 import _thread
 from collections import deque
-from typing import Final
+from typing import Final, cast
 
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
@@ -42,7 +42,6 @@ class Channel:
 
     __slots__ = (
         "_acknowledged",
-        "_rest",
         "_unacknowledged",
         "acked_to_peer",
         "broken",
@@ -59,15 +58,14 @@ class Channel:
         self.stream = stream
         self.reader = reader
         self.read_lock = _thread.allocate_lock()  # guards reader, _acknowledged
-        self.write_lock = _thread.allocate_lock()  # guards the stream's sending side, _rest
-        self.out: deque[OutFrame] = deque()
+        self.write_lock = _thread.allocate_lock()  # guards the stream's sending side, the left end of out
+        self.out: deque[OutFrame | memoryview] = deque()
+        """What is to be written. A memoryview, only ever the first, is what the kernel did not take."""
         self.queued_since_flush = 0
         self.reads = 0
         self.broken = False
         self.acked_to_peer = 0
-        """What the peer has been told of `reader.received`; a stale value only costs an extra acknowledgement."""
-        self._rest: memoryview | None = None
-        """What `try_flush` began to write and the kernel did not take."""
+        """What the peer has been told of `reader.received`; a stale value costs an extra acknowledgement."""
         self._unacknowledged: deque[OutFrame] = deque()
         self._acknowledged = 0
 
@@ -84,7 +82,7 @@ class Channel:
     def flush(self) -> None:
         """Write what is queued, unless somebody is at it, or the connection is broken."""
         out, lock = self.out, self.write_lock
-        while (out or self._rest) and not self.broken and lock.acquire(False):
+        while out and not self.broken and lock.acquire(False):
             try:
                 self._write_queued()
             except OSError:
@@ -92,41 +90,49 @@ class Channel:
             finally:
                 lock.release()
 
-    def try_flush(self) -> None:
-        """Write as many small frames as there is room for; for threads that must not block."""
-        if self.broken or self._rest or not self.write_lock.acquire(False):
-            return
+    def try_flush(self) -> bool:
+        """Write as many small frames as there is room for; for threads that must not wait.
+
+        False: there is more, and somebody who may wait has to `flush`.
+        """
+        if self.broken or not self.write_lock.acquire(False):
+            return True
         try:
-            batch = self._take_batch()
-            if batch:
-                self._try_send(batch)
+            data = self._take_batch()
+            if data:
+                self._try_send(data)
+            return not self.out
         except OSError:
             self.broken = True
+            return True
         finally:
             self.write_lock.release()
 
     def send_acknowledgement(self) -> None:
         """Tell the peer what has arrived; nothing else would carry it. Does not wait for room."""
-        if self.broken or self._rest or not self.write_lock.acquire(False):
+        if self.broken or not self.write_lock.acquire(False):
             return
         try:
-            self._try_send(HEADER.pack(0, 0, 0, 0, 0, 0, 0, self.acknowledgement()))
+            if not (self.out and isinstance(self.out[0], memoryview)):
+                self._try_send(HEADER.pack(0, 0, 0, 0, 0, 0, 0, self.acknowledgement()))
         except OSError:
             self.broken = True
         finally:
             self.write_lock.release()
 
-    def _try_send(self, data: bytes) -> None:
+    def _try_send(self, data: bytes | memoryview) -> None:
         try:
             taken = self.stream.try_send(data)
         except BlockingIOError:
             taken = 0
         if taken < len(data):
-            self._rest = memoryview(data)[taken:]
+            self.out.appendleft(memoryview(data)[taken:])
 
-    def _take_batch(self) -> bytes:
-        """Queued small frames, joined, and kept until they are acknowledged."""
+    def _take_batch(self) -> bytes | memoryview:
+        """The rest of what is half written, else queued small frames, joined; kept until acknowledged."""
         out, kept = self.out, self._unacknowledged
+        if out and isinstance(out[0], memoryview):
+            return out.popleft()  # type: ignore[return-value]
         self.queued_since_flush = 0
         batch: list[bytes] = []
         size = 0
@@ -141,9 +147,6 @@ class Channel:
         return batch[0] if len(batch) == 1 else b"".join(batch)
 
     def _write_queued(self) -> None:
-        if self._rest:
-            self._send_all(self._rest)
-            self._rest = None
         out, send = self.out, self.stream.send
         while out:
             data = self._take_batch()
@@ -152,9 +155,9 @@ class Channel:
                 if taken < len(data):
                     self._send_all(memoryview(data)[taken:])
             elif out:
-                frame = out.popleft()
+                frame = cast(list[bytes | memoryview], out.popleft())
                 self._unacknowledged.append(frame)
-                self._send_parts([memoryview(part) for part in frame])  # type: ignore[arg-type]
+                self._send_parts([memoryview(part) for part in frame])
 
     def _send_parts(self, parts: list[memoryview]) -> None:
         taken = self.stream.send_many(parts[:MAX_PARTS])
@@ -229,9 +232,10 @@ class Channel:
             for _ in range(missing):
                 self._unacknowledged.popleft()
             self._acknowledged = received_by_peer
+            if self.out and isinstance(self.out[0], memoryview):
+                self.out.popleft()  # the rest of a frame that goes as a whole again
             self.out.extendleft(reversed(self._unacknowledged))
             self._unacknowledged.clear()
-            self._rest = None
             self.reader.reset()
             self.stream = stream
             self.broken = False

@@ -203,7 +203,6 @@ class FrameReader:
             buffers = [self._allocate(size) for size in sizes]
         except (MemoryError, OSError) as exc:  # not the connection's fault: again would fail again
             raise RemoteProtocolError(f"no memory for buffers of {sum(sizes)} bytes: {exc}") from exc
-        self.large_bytes += sum(sizes)
         sinks = []
         for buffer in buffers:
             sink = memoryview(buffer).cast("B")
@@ -240,6 +239,8 @@ class FrameReader:
         _, kind, flags, count, id, function, timeout_ms, ack = self._header
         body, buffers = self._partial
         self._header = self._partial = None
+        if buffers:
+            self.large_bytes += sum(map(len, buffers))
         self.ack = ack
         self.received += 1
         start = 8 * count
