@@ -38,7 +38,6 @@ class ParameterServer:
         self._images, self._held_out = data.load()
         self._lock = threading.Lock()  # guards all below; the model is changed by one gradient at a time
         self._model = model.build()
-        self._optimizer = model.Momentum(self._model)
         self._ledger = Ledger()
         self._enough = False
         self._weights: rpc.RRef[list[torch.Tensor]] | None = None
@@ -56,7 +55,7 @@ class ParameterServer:
         with self._lock:
             self._ledger.enter(trainer, life, epoch, number)
             if not self._enough:
-                self._optimizer.step(gradients)
+                model.descend(self._model, gradients)
                 self._weights = None
             return self._answer()
 

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from examples.digits import data, model
 
 
-def test_gradients_lead_to_a_classifier() -> None:
+@pytest.mark.parametrize("late", [0, 20])
+def test_gradients_lead_to_a_classifier_even_if_they_come_late(late: int) -> None:
     torch.manual_seed(0)
     train, held_out = data.load()
-    net = model.build()
-    optimizer = model.Momentum(net)
+    net, trainer = model.build(), model.build()
+    versions = [model.weights(net)] * (late + 1)
     random = torch.Generator().manual_seed(0)
-    for _ in range(8):
-        for batch in data.batches(train, 64, random):
-            optimizer.step(model.gradients(net, batch))
+    for _ in range(24):
+        for batch in data.batches(train, 32, random):
+            model.set_weights(trainer, versions.pop(0))
+            model.descend(net, model.gradients(trainer, batch))
+            versions.append(model.weights(net))
     assert model.accuracy(net, held_out) > 0.9
 
 
