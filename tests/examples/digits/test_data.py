@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from examples.digits import data
 
 COUNT = 500
-names = st.sets(st.from_regex(r"digits-worker-[0-9]{1,3}", fullmatch=True), min_size=1, max_size=16)
+names = st.sets(st.from_regex(r"digits-worker-[0-9]{1,3}", fullmatch=True), min_size=1, max_size=8)
 
 
 def shards(trainers: set[str]) -> dict[str, set[int]]:
