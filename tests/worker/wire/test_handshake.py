@@ -26,6 +26,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: dict[str, bytes] = {"dialer": b"", "listener": b""}
+        self._arrived: dict[str, bytes] = {"dialer": b"", "listener": b""}
         self._queues: dict[str, queue.SimpleQueue[bytes]] = {
             "dialer": queue.SimpleQueue(),
             "listener": queue.SimpleQueue(),
@@ -34,27 +35,25 @@ class Wire:
     def send(self, sender: str) -> Callable[[bytes], None]:
         def send(data: bytes) -> None:
             self.sent[sender] += data
-            for byte in data:
-                self._queues[sender].put(bytes((byte,)))
+            self._queues[sender].put(data)
 
         return send
 
     def receive(self, sender: str) -> Callable[[int], bytes]:
         def receive(n: int) -> bytes:
-            data = b"".join(self._one(sender) for _ in range(n))
-            return data
+            while len(self._arrived[sender]) < n:
+                data = self._queues[sender].get(timeout=PATIENCE)
+                if not data:
+                    self._queues[sender].put(b"")
+                    raise ConnectionResetError("closed")
+                self._arrived[sender] += data
+            taken, self._arrived[sender] = self._arrived[sender][:n], self._arrived[sender][n:]
+            return taken
 
         return receive
 
     def close(self, sender: str) -> None:
         self._queues[sender].put(b"")
-
-    def _one(self, sender: str) -> bytes:
-        byte = self._queues[sender].get(timeout=PATIENCE)
-        if not byte:
-            self._queues[sender].put(b"")
-            raise ConnectionResetError("closed")
-        return byte
 
 
 def shake(
@@ -117,8 +116,16 @@ def message(kind: int, content: Any, version: int = PROTOCOL_VERSION, magic: byt
 
 
 HELLO = {
-    "group": "group", "name": "a", "incarnation": 11, "main": "", "to": "b", "to_incarnation": 22,
-    "channel": "c", "received": 0, "resuming": False, "nonce": "00",
+    "group": "group",
+    "name": "a",
+    "incarnation": 11,
+    "main": "",
+    "to": "b",
+    "to_incarnation": 22,
+    "channel": "c",
+    "received": 0,
+    "resuming": False,
+    "nonce": "00",
 }
 
 
@@ -142,7 +149,7 @@ def test_a_dialer_without_the_secret_is_refused_and_learns_why() -> None:
 
 
 def test_a_listener_without_the_secret_is_found_out_before_the_dialer_proves_anything() -> None:
-    dialer, listener, wire = shake(listener_secret=b"guess")
+    dialer, _, wire = shake(listener_secret=b"guess")
     assert isinstance(dialer, HandshakeError)
     assert "does not know this group's secret" in str(dialer)
     assert wire.sent["dialer"].count(b"RPCG") == 1, "HELLO only"

@@ -26,14 +26,14 @@ GRAD_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.complex64)
 def tensors(draw: st.DrawFn) -> torch.Tensor:
     """Any dtype, up to four dimensions, small and large, any strides, with and without gradient."""
     dtype = draw(st.sampled_from(DTYPES))
-    shape = draw(st.lists(st.integers(0, 9), max_size=4))
+    shape = draw(st.lists(st.integers(0, 5), max_size=4))
     if draw(st.booleans()):
-        shape.append(draw(st.integers(1, 40_000)))
+        shape.append(draw(st.sampled_from([1, 2, 5000, 20_000])))
     size = dtype.itemsize
     count = 1
     for n in shape:
         count *= n
-    if count > 200_000:
+    if count > 50_000:
         shape, count = [9, 40], 360
     raw = torch.arange(count * size, dtype=torch.int64).mul(37).to(torch.uint8)
     if dtype is torch.bool:
@@ -52,7 +52,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def assert_same(there: torch.Tensor, tensor: torch.Tensor) -> None:
