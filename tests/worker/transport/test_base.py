@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -219,6 +221,22 @@ def test_the_timeout_of_a_handshake(ends: tuple[Stream, Stream]) -> None:
     near.set_handshake_timeout(None)
     far.send(b"x")
     assert near.receive(memoryview(bytearray(1))) == 1
+
+
+def test_a_forgotten_stream_gives_its_descriptor_back_and_leaves_the_connection_alone(
+    ends: tuple[Stream, Stream],
+) -> None:
+    """What a forked child does with what it inherited: the parent goes on."""
+    near, far = ends
+    kept = socket.socket(fileno=os.dup(near.fileno()))  # the parent's
+    descriptor = near.fileno()
+    near.forget()
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
+    kept.send(b"x")
+    assert receive_all(far, 1) == b"x"
+    kept.close()
+    assert far.receive(memoryview(bytearray(1))) == 0
 
 
 def test_a_healthy_stream_is_not_silent(ends: tuple[Stream, Stream]) -> None:

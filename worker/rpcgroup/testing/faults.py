@@ -181,6 +181,9 @@ class _FaultyStream:
     def silence(self) -> float:
         return time.monotonic() - self.silent_since if self.silent_since else self._inner.silence()
 
+    def forget(self) -> None:
+        self._inner.forget()
+
     def close(self) -> None:
         self.closed = True
         self._inner.close()
