@@ -255,6 +255,28 @@ def test_a_join_whose_answer_is_lost_is_recognised_as_mine(
     assert other.lost() == []
 
 
+def test_who_joins_while_an_answer_is_lost_does_not_count_as_earlier(
+    own_place: EtcdPlace, forgetful: tuple[Forgetful, EtcdRendezvous], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, seat = forgetful
+    other = enter(own_place.open(), "w0")
+    client.forget.add("Txn")
+    later: list[Worker] = []
+    monkeypatch.setattr(client, "pause", lambda seconds=0: later.append(enter(own_place.open(), "w2")))
+    earlier: list[MemberRecord] = []
+    mine = seat.join(
+        MemberRecord(name="w1"),
+        admit=lambda me, before: earlier.extend(before),
+        listener=RecordingListener(),
+        timeout=10,
+    )
+    assert earlier == [other.record]
+    assert mine.incarnation < later[0].record.incarnation
+    assert set(seat.view().members) == {"w0", "w1", "w2"}
+    later[0].listener.wait(lambda me: me.views[-1].members["w1"] == mine)
+    assert other.lost() == later[0].lost() == []
+
+
 WRITES: dict[str, tuple[str, Callable[[Rendezvous], object]]] = {
     "update": ("Txn", lambda seat: seat.update(state=MemberState.READY)),
     "leave": ("Txn", lambda seat: seat.leave(10)),
@@ -298,7 +320,7 @@ def test_a_repeated_put_undoes_no_later_one(
     client, seat = forgetful
     other = own_place.open()
     client.forget.add("Txn")
-    monkeypatch.setattr(client, "pause", lambda: other.kv.put("k", b"theirs"))
+    monkeypatch.setattr(client, "pause", lambda seconds=0: other.kv.put("k", b"theirs"))
     seat.kv.put("k", b"mine")
     assert other.kv.get("k") == b"theirs"
 

@@ -194,9 +194,9 @@ class EtcdClient:
             return RendezvousUnavailableError("etcd: the watch's channel was dropped")
         return self._understand(exc, connection, WATCH.name)
 
-    def pause(self) -> None:
-        """Between two tries: 0.1-0.3 s, so that a crowd spreads; shorter when the client is closed."""
-        self._closed.wait(random.uniform(0.1, 0.3))
+    def pause(self, seconds: float = 0.2) -> None:
+        """Between two tries: half to one and a half of `seconds`, to spread a crowd; none once closed."""
+        self._closed.wait(seconds * random.uniform(0.5, 1.5))
 
     def unavailable(self, seconds: float, last: object) -> RendezvousUnavailableError:
         where = ", ".join(self._endpoints)

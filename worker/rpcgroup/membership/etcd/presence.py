@@ -54,18 +54,17 @@ class Presence:
         admit: Callable[[MemberRecord, Sequence[MemberRecord]], None],
         timeout: float,
     ) -> MemberRecord:
-        entered = self.seat.enter(record, timeout)
-        mine = self.seat.record
-        first = self._book.replace(entered.values, entered.header.revision)
-        earlier = [event.record for event in first if event.record.token != mine.token]
+        entry = self.seat.enter(record, timeout)
+        mine = entry.record
+        first = self._book.replace(entry.values, entry.header.revision)
         try:
-            admit(mine, earlier)
+            admit(mine, entry.earlier)
         except BaseException as exc:
             with contextlib.suppress(RendezvousError):
                 self.seat.leave(str(exc), CALL_SECONDS)
             raise
         self._tell(first)
-        self._start(entered.header, mine.name)
+        self._start(entry.header, mine.name)
         return mine
 
     def leave(self, reason: str, timeout: float) -> None:

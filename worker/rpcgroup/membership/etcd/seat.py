@@ -1,7 +1,7 @@
-"""One worker's record in etcd and the lease it hangs on.
+"""A worker's seat in its group: its record and the lease that the record hangs on.
 
-After `enter` one thread owns both: it keeps the lease, and whenever the record is not there as it should be
-(a change, a lost lease, a hasty eviction, an empty store) it writes it, guarded by its last revision.
+After `enter` one thread owns both. It keeps the lease, and whenever the record is not there as it should be
+(a change, a lost lease, a hasty eviction, an empty store) it writes it.
 """
 
 from __future__ import annotations
@@ -10,43 +10,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
-from rpcgroup.errors import (
-    MemberExistsError,
-    RendezvousError,
-    RendezvousUnavailableError,
-)
+from rpcgroup.errors import MemberExistsError, RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.etcd.client import CALL_SECONDS, EtcdClient
 from rpcgroup.membership.etcd.keys import GroupKeys
-from rpcgroup.membership.etcd.lease import Lease, is_lease_gone, revoke, time_to_live
-from rpcgroup.membership.etcd.messages import (
-    TXN,
-    DeleteRequest,
-    Header,
-    KeyValue,
-    PutRequest,
-    RangeRequest,
-    RequestOp,
-    TxnRequest,
-    TxnResponse,
-    prefix_end,
-    unchanged,
-)
+from rpcgroup.membership.etcd.lease import Lease, is_lease_gone, revoke
+from rpcgroup.membership.etcd.own_record import Entry, OwnRecord, left
 from rpcgroup.membership.record import MemberRecord, MemberState
 
-__all__ = ["Entered", "Seat"]
+__all__ = ["Seat"]
+
+REFUSED_SECONDS: Final = 1.0
+"""The pause after etcd refused a write: it will not change its mind at once."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Entered:
-    """The moment of entry: all records then, mine included, and the answer's header."""
-
-    values: list[KeyValue]
-    header: Header
 
 
 class Seat:
@@ -56,10 +35,9 @@ class Seat:
         self, client: EtcdClient, keys: GroupKeys, ttl: int, on_new_lease: Callable[[], None]
     ) -> None:
         self._client = client
-        self._keys = keys
-        self._lease = Lease(client, ttl)
         self._on_new_lease = on_new_lease
-        self._mod_revision = 0  # of my record as last heard of; the owning thread's, as the lease is
+        self._lease = Lease(client, ttl)
+        self._stored = OwnRecord(client, keys, self._lease)
         self._changed = threading.Condition()
         # _changed guards all of the following.
         self._record = MemberRecord(name="")
@@ -72,6 +50,7 @@ class Seat:
 
     @property
     def record(self) -> MemberRecord:
+        """As it should be, which in an outage is not what is stored."""
         with self._changed:
             return self._record
 
@@ -79,36 +58,18 @@ class Seat:
     def lease_id(self) -> int:
         return self._lease.id
 
-    def enter(self, record: MemberRecord, seconds: float) -> Entered:
-        """One transaction: put the record if there is none of its name, and read all records.
-
-        Raises `MemberExistsError`, `RendezvousUnavailableError`.
-        """
+    def enter(self, record: MemberRecord, seconds: float) -> Entry:
+        """Raises `MemberExistsError`, `RendezvousUnavailableError`."""
         deadline = time.monotonic() + seconds
         self._lease.grant(seconds)
         try:
-            return self._enter(record, deadline)
+            entry = self._stored.create(record, deadline)
         except MemberExistsError:
-            revoke(self._client, self._lease.id, _left(deadline))
+            revoke(self._client, self._lease.id, left(deadline))
             raise
-
-    def _enter(self, record: MemberRecord, deadline: float) -> Entered:
-        while True:
-            answer = self._put_new(record, deadline)
-            values = answer.responses[-1].response_range.kvs
-            key = self._keys.member(record.name)
-            stored = next((kv for kv in values if kv.key == key), None)
-            if stored and (answer.succeeded or _token(stored) == record.token):
-                break
-            if stored:
-                self._clear_the_way(record, stored, deadline)
-        self._mod_revision = stored.mod_revision
-        self._record = record.joined(stored.create_revision)
-        if not answer.succeeded:
-            self._write(_left(deadline))  # an earlier try was applied unseen, perhaps under another lease
-        self._step_past_the_old_store(record, values, deadline)
-        stored.value = self._record.to_json()
-        return Entered(values, answer.header)
+        with self._changed:
+            self._record = entry.record
+        return entry
 
     def start(self) -> None:
         name = f"rpcgroup-etcd-seat-{self._record.name}"
@@ -119,9 +80,7 @@ class Seat:
         """Raises `RendezvousUnavailableError`, and the change is written later; `MemberExistsError`."""
         with self._changed:
             self._record = record = replace(self._record, **changes)
-            self._wanted += 1
-            number = self._wanted
-            self._changed.notify_all()
+            number = self._want()
             self._changed.wait_for(lambda: self._written >= number or self._superseded, seconds)
             if self._superseded:
                 raise self._superseded
@@ -133,8 +92,7 @@ class Seat:
     def put_back(self) -> None:
         """My record was seen to go or to be altered: write it again."""
         with self._changed:
-            self._wanted += 1
-            self._changed.notify_all()
+            self._want()
 
     def stop(self, seconds: float | None = None) -> bool:
         """End the thread; the record stays as it is. False where it is still in a call after `seconds`."""
@@ -152,59 +110,30 @@ class Seat:
         Raises `RendezvousUnavailableError`; the lease ends by itself then.
         """
         deadline = time.monotonic() + seconds
-        with self._changed:
-            self._record = replace(self._record, state=MemberState.LEAVING, reason=reason)
-        try:
-            self._say_farewell(deadline)
-        except MemberExistsError:
-            pass  # the record is another's: nothing of mine to take back
-        revoke(self._client, self._lease.id, _left(deadline))
+        if self._superseded is None:
+            try:
+                self._say_farewell(replace(self._record, state=MemberState.LEAVING, reason=reason), deadline)
+            except MemberExistsError:
+                pass  # the record is another's: nothing of mine to take back
+        revoke(self._client, self._lease.id, left(deadline))
 
-    def _say_farewell(self, deadline: float) -> None:
+    def _say_farewell(self, last: MemberRecord, deadline: float) -> None:
         try:
-            self._write(_left(deadline))
+            self._stored.write(last, deadline)
         except RendezvousError as exc:
             if not is_lease_gone(exc):
                 raise
-            self._lease.grant(_left(deadline))
-            self._write(_left(deadline))
-        name = self._record.name
-        mine = unchanged(self._keys.member(name), self._mod_revision)
-        delete = [_delete(self._keys.member(name)), _delete(self._keys.drain(name))]
-        self._client.retry(TXN, TxnRequest([mine], delete), _left(deadline))
+            self._lease.grant(left(deadline))
+            self._stored.write(last, deadline)
+        self._stored.delete(last.name, deadline)
 
-    # Entering.
-    def _put_new(self, record: MemberRecord, deadline: float) -> TxnResponse:
-        """What was asked of an earlier worker of my name is not asked of me: its drain request goes."""
-        key, members = self._keys.member(record.name), self._keys.members
-        put = RequestOp(request_put=PutRequest(key, record.to_json(), self._lease.id))
-        read = RequestOp(request_range=RangeRequest(members, prefix_end(members)))
-        request = TxnRequest([unchanged(key, 0)], [put, _delete(self._keys.drain(record.name)), read], [read])
-        return self._client.retry(TXN, request, _left(deadline))
+    def _want(self) -> int:
+        self._wanted += 1
+        self._changed.notify_all()
+        return self._wanted
 
-    def _clear_the_way(self, record: MemberRecord, stored: KeyValue, deadline: float) -> None:
-        """A record of my name is stale when its lease is gone, or when it is of an earlier life of my pod."""
-        other = _parse(stored)
-        mine_before = other is not None and bool(record.pod_uid) and other.pod_uid == record.pod_uid
-        left = time_to_live(self._client, stored.lease, _left(deadline)) if stored.lease else -1
-        if left > 0 and not mine_before:
-            where = f"at {other.address or 'an unknown address'}" if other else "that cannot be read"
-            raise MemberExistsError(
-                f"cannot join as {record.name!r}: the group has a member of this name {where}; choose "
-                f"another name or, if that worker is dead, evict it or wait {left} s for its lease to end"
-            )
-        if left > 0:
-            revoke(self._client, stored.lease, _left(deadline))
-        delete = TxnRequest([unchanged(stored.key, stored.mod_revision)], [_delete(stored.key)])
-        self._client.retry(TXN, delete, _left(deadline))
-
-    def _step_past_the_old_store(self, record: MemberRecord, values: list[KeyValue], deadline: float) -> None:
-        """Revisions may have begun anew under members of a lost store: my incarnation must not be theirs."""
-        others = [m.incarnation for m in map(_parse, values) if m and m.token != record.token]
-        highest = max(others, default=0)
-        if highest >= self._record.incarnation:
-            self._record = record.joined(highest + 1)
-            self._write(_left(deadline))
+    def _is_wanting(self) -> bool:
+        return self._written < self._wanted and self._superseded is None
 
     # The seat's thread.
     def _run(self) -> None:
@@ -212,8 +141,7 @@ class Seat:
         while self._wait_for_work(due):
             try:
                 if time.monotonic() >= due:
-                    if not self._lease.keep_alive():
-                        self._renew()
+                    self._keep_lease()
                     due = time.monotonic() + self._lease.ttl / 3
                 self._write_what_is_wanted()
             except MemberExistsError as exc:
@@ -221,40 +149,39 @@ class Seat:
             except RendezvousUnavailableError as exc:
                 due = 0.0  # whatever failed, the lease may be gone
                 self._note_trouble(exc)
+                self._client.pause()
             except RendezvousError as exc:
-                _log.error("%s; trying on", exc)
+                if str(exc) != str(self._trouble):
+                    _log.error("the record of %r: %s; trying on", self._record.name, exc)
                 self._note_trouble(exc)
+                self._client.pause(REFUSED_SECONDS)
 
     def _wait_for_work(self, due: float) -> bool:
         """Until something is to be written or the lease to be kept; False at the end."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._stopping or self._is_wanting(), max(due - time.monotonic(), 0)
-            )
+            seconds = max(due - time.monotonic(), 0)
+            self._changed.wait_for(lambda: self._stopping or self._is_wanting(), seconds)
             return not self._stopping
 
-    def _is_wanting(self) -> bool:
-        return self._written < self._wanted and self._superseded is None
+    def _keep_lease(self) -> None:
+        if not self._lease.keep_alive():
+            self._renew()
 
     def _renew(self) -> None:
         """A new lease, under which the record is to be written again."""
         _log.warning("the lease of %r is gone; putting its record back", self._record.name)
         self._lease.grant(CALL_SECONDS)
+        self._stored.forget()
         self._on_new_lease()
         self.put_back()
-
-    def _note_trouble(self, exc: RendezvousError) -> None:
-        with self._changed:
-            self._trouble = exc
-        self._client.pause()
 
     def _write_what_is_wanted(self) -> None:
         with self._changed:
             if not self._is_wanting():
                 return
-            number = self._wanted
+            record, number = self._record, self._wanted
         try:
-            self._write(CALL_SECONDS)
+            self._stored.write(record, time.monotonic() + CALL_SECONDS)
         except RendezvousError as exc:
             if not is_lease_gone(exc):
                 raise
@@ -262,7 +189,12 @@ class Seat:
             return  # the thread comes back at once: there is more that is wanted
         with self._changed:
             self._written = number
+            self._trouble = None
             self._changed.notify_all()
+
+    def _note_trouble(self, exc: RendezvousError) -> None:
+        with self._changed:
+            self._trouble = exc
 
     def _give_up(self, exc: MemberExistsError) -> None:
         """For good: whoever has the name now is the member, and two would only fight over the record."""
@@ -270,41 +202,3 @@ class Seat:
         with self._changed:
             self._superseded = exc
             self._changed.notify_all()
-
-    def _write(self, seconds: float) -> None:
-        """Make the stored record what it should be. Raises `MemberExistsError`: the name is another's."""
-        deadline = time.monotonic() + seconds
-        while True:
-            record = self.record
-            key = self._keys.member(record.name)
-            put = RequestOp(request_put=PutRequest(key, record.to_json(), self._lease.id))
-            read = RequestOp(request_range=RangeRequest(key))
-            request = TxnRequest([unchanged(key, self._mod_revision)], [put], [read])
-            answer = self._client.retry(TXN, request, _left(deadline))
-            if answer.succeeded:
-                self._mod_revision = answer.header.revision
-                return
-            found = answer.responses[0].response_range.kvs
-            if found and _token(found[0]) != record.token:
-                raise MemberExistsError(f"another worker has taken the name {record.name!r}")
-            self._mod_revision = found[0].mod_revision if found else 0
-
-
-def _left(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 0.05)
-
-
-def _delete(key: bytes) -> RequestOp:
-    return RequestOp(request_delete_range=DeleteRequest(key))
-
-
-def _parse(stored: KeyValue) -> MemberRecord | None:
-    try:
-        return MemberRecord.from_json(stored.value, stored.create_revision)
-    except RendezvousError:
-        return None
-
-
-def _token(stored: KeyValue) -> str | None:
-    record = _parse(stored)
-    return record.token if record else None

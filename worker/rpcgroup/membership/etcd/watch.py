@@ -29,6 +29,8 @@ from rpcgroup.membership.etcd.messages import (
 __all__ = ["PROBE_SECONDS", "KeyRange", "Probe", "Watch", "WatchSink"]
 
 PROBE_SECONDS: Final = 2.5
+REFUSED_SECONDS: Final = 5.0
+"""The pause after etcd refused a watch (the role was taken away, say): it will not relent at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ class Watch:
             except RendezvousError as exc:
                 if not self._ended():
                     _log.error("the watch of %r is refused; trying on: %s", self._keys.key, exc)
-                    self._client.pause()
+                    self._client.pause(REFUSED_SECONDS)
             except Exception:
                 _log.exception("the watch of %r failed; reading everything anew", self._keys.key)
                 self._cursor = None
