@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from rpcgroup import futures
+from rpcgroup.agent.call import Call
+from rpcgroup.agent.call_future import CallFuture
 from rpcgroup.agent.doorway import Doorway
 from rpcgroup.agent.invocation import Invocation
 from rpcgroup.agent.link import Link
@@ -145,7 +147,7 @@ class Agent:
         link = self._ready.get(to) or self._link(to)
         if timeout == UNSET_TIMEOUT:
             timeout = self.options.rpc_timeout
-        return link.call(_PYTHON_CALL, function, args, kwargs, timeout).wait()
+        return link.call(_PYTHON_CALL, function, args, kwargs, timeout, Call()).wait()
 
     def rpc_async(
         self,
@@ -159,9 +161,7 @@ class Agent:
         link = self._ready.get(to) or self._link(to)
         if timeout == UNSET_TIMEOUT:
             timeout = self.options.rpc_timeout
-        future: Future[Any] = Future()
-        link.call(_PYTHON_CALL, function, args, kwargs, timeout, future)
-        return future
+        return link.call(_PYTHON_CALL, function, args, kwargs, timeout, CallFuture())
 
     def remote(
         self,
@@ -177,7 +177,7 @@ class Agent:
             timeout = self.options.rpc_timeout
         references = self.references
         rref, fork = references.begin_remote(link.peer.incarnation, link.peer.name)
-        future: Future[Any] = Future()
+        future: CallFuture[Any] = CallFuture()
         rref._future = future
         try:
             link.call(_REMOTE_CALL, function, (fork.to_wire(), *args), kwargs, timeout, future)

@@ -1,67 +1,72 @@
-"""One call under way, at its caller."""
+"""A call under way, at its caller: what a link needs of it, and the one that a synchronous caller waits for."""
 
 from __future__ import annotations
 
 import _thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rpcgroup.wire.frames import Frame
+from rpcgroup.wire.messages import MessageType
 
 if TYPE_CHECKING:
+    from rpcgroup.agent.call_future import CallFuture
     from rpcgroup.agent.link import Link
-    from rpcgroup.futures import Future
 
 __all__ = ["Call"]
 
+_RESPONSE: Final = int(MessageType.RESPONSE)
+
 
 class Call:
-    """Completed once, by whoever takes it out of its link's `pending`.
+    """Answered once, by whoever takes it out of its link's `pending`.
 
     `frame` is the answer, undecoded: the thread that wants the value decodes it. `deadline` is on the monotonic
     clock, 0 = none. `lock` wakes the one thread that waits; a fresh one per wait, so no wake-up is stale.
     """
 
-    __slots__ = ("deadline", "done", "error", "frame", "future", "id", "link", "lock", "timeout_ms")
-
-    def __init__(self, link: Link, id: int, timeout_ms: int, deadline: float) -> None:
-        self.link = link
-        self.id = id
-        self.timeout_ms = timeout_ms
-        self.deadline = deadline
-        self.done = False
-        self.error: BaseException | None = None
-        self.frame: Frame | None = None
-        self.lock: _thread.LockType | None = None
-        self.future: Future[Any] | None = None
+    # Class attributes as defaults: a call is made for every call, and most are never set.
+    link: Link
+    id: int
+    timeout_ms = 0
+    deadline = 0.0
+    answered = False
+    error: BaseException | None = None
+    frame: Frame | None = None
+    lock: _thread.LockType | None = None
+    future: CallFuture[Any] | None = None
+    """Itself, where it is one."""
 
     def complete(self, frame: Frame) -> None:
         self.frame = frame
-        self._finish()
+        self.answered = True
+        if self.lock is not None:
+            self._wake()
 
     def fail(self, error: BaseException) -> None:
         self.error = error
-        self._finish()
+        self.answered = True
+        if self.lock is not None:
+            self._wake()
 
-    def _finish(self) -> None:
-        self.done = True
-        lock = self.lock
-        if lock is not None:
-            try:
-                lock.release()
-            except RuntimeError:
-                pass  # a promotion had woken it already
+    def _wake(self) -> None:
+        assert self.lock is not None
+        try:
+            self.lock.release()
+        except RuntimeError:
+            pass  # a promotion had woken it already
 
     def result(self) -> Any:
-        """The value, or raise what went wrong. Only once `done`."""
+        """The value, or raise what went wrong. Only once answered."""
         if self.error is not None:
             raise self.error
         frame = self.frame
         assert frame is not None
-        if frame.kind == 1 and not frame.flags:
+        if frame.kind == _RESPONSE and not frame.flags:
             return None
         return self.link.decode_answer(frame)
 
     def wait(self) -> Any:
-        if not self.done:
+        if not self.answered:
             self.link.wait(self)
         return self.result()
+

@@ -11,17 +11,15 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rpcgroup.agent.call import Call
 from rpcgroup.errors import (
     CallCancelledError,
     CallTimeoutError,
     DrainedError,
-    MessageTooLargeError,
     PeerUnreachableError,
     RemoteProtocolError,
 )
@@ -29,14 +27,14 @@ from rpcgroup.transport.base import READ_TIMEOUT
 from rpcgroup.transport.channel import Channel
 from rpcgroup.wire.codec import FORMAT_MASK
 from rpcgroup.wire.exceptions import rebuild_exception
-from rpcgroup.wire.frames import MAX_BODY, Frame, pack_frame
+from rpcgroup.wire.frames import Frame, pack_frame
 from rpcgroup.wire.functions import FunctionNumbers, describe_function, require_callable
 from rpcgroup.wire.messages import MessageType
 
 if TYPE_CHECKING:
     from rpcgroup.agent.agent import Agent
+    from rpcgroup.agent.call_future import CallFuture
     from rpcgroup.agent.peer import Peer
-    from rpcgroup.futures import Future
 
 __all__ = ["KEYWORDS", "Link"]
 
@@ -56,6 +54,7 @@ _EXCEPTION: Final = int(MessageType.EXCEPTION)
 _DEFINE: Final = int(MessageType.DEFINE_FUNCTION)
 _CANCEL: Final = int(MessageType.CANCEL)
 _GOODBYE: Final = int(MessageType.GOODBYE)
+C = TypeVar("C", bound=Call)
 _log = logging.getLogger(__name__)
 
 
@@ -78,10 +77,12 @@ class Link:
         self.leaving = False
         """The peer has said goodbye: it answers what it has, and runs nothing new."""
         self.failure: BaseException | None = None
-        self.unsettled: deque[Future[Any]] = deque()
-        """Futures whose answers have been read; each is settled by its waiter, or by `settle`."""
-        self.seen_unsettled: Future[Any] | None = None
-        """The monitor's: the first of them a tick ago."""
+        self.unsettled: dict[int, CallFuture[Any]] = {}
+        """Futures whose answers have been read, by id; whoever takes one out settles it."""
+        self.claimed: dict[int, object] = {}
+        """Ids of futures for which a thread waits through this link."""
+        self.first_unsettled = 0
+        """The monitor's: the id of the first of them a tick ago."""
         self._eager = False
         self._eager_calls = 0
         """Pending calls whose future has callbacks; a wrong count costs a tick of latency, no more."""
@@ -101,8 +102,8 @@ class Link:
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
         timeout: float,
-        future: Future[Any] | None = None,
-    ) -> Call:
+        call: C,
+    ) -> C:
         """Send a request that names a function; raises at once what makes it impossible to send."""
         try:
             number = self._numbers.get(function)
@@ -110,64 +111,49 @@ class Link:
             number = 0
         if number is None:
             number = self._define(function)
-        flags = 0
         if not number:
-            args, flags = (function, args, kwargs or {}), KEYWORDS
-        elif kwargs:
-            args, flags = (args, kwargs), KEYWORDS
-        return self.send(kind, number, args, flags, timeout, future)
+            return self.send(kind, 0, (function, args, kwargs or {}), KEYWORDS, timeout, call)
+        if kwargs:
+            return self.send(kind, number, (args, kwargs), KEYWORDS, timeout, call)
+        return self.send(kind, number, args, 0, timeout, call)
 
-    def send(
-        self,
-        kind: int,
-        number: int,
-        values: tuple[Any, ...],
-        flags: int,
-        timeout: float,
-        future: Future[Any] | None = None,
-    ) -> Call:
-        """Send a request; `timeout` in seconds, 0 = none. The answer completes the returned call.
+    def send(self, kind: int, number: int, values: tuple[Any, ...], flags: int, timeout: float, call: C) -> C:
+        """Send a request; `timeout` in seconds, 0 = none. Returns `call`, which the answer completes.
 
-        With a `future` nobody may be waiting for the answer: it is settled all the same, and held back frames
-        are written within a tick.
+        Where `call` is a future nobody may be waiting for the answer: it is settled all the same, and requests
+        that are held back are written within a tick.
         """
         if self.leaving:
             raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
-        encoded = self._codec.encode(values, self.peer.forks, self.by_value)
-        if len(encoded.body) > MAX_BODY:
-            raise MessageTooLargeError(
-                f"a call to {self.peer.name} pickles to {len(encoded.body)} bytes; the cap is {MAX_BODY}. "
-                "Tensors and numpy arrays do not count: send large data as those."
-            )
-        timeout_ms = min(max(1, int(timeout * 1000)), MAX_TIMEOUT_MS) if timeout else 0
-        id = next(self._ids)
-        call = Call(self, id, timeout_ms, time.monotonic() + timeout_ms / 1000 if timeout_ms else 0.0)
+        body, buffers = b"", None
+        if values:
+            form, body, buffers = self._codec.encode(values, self.peer.forks, self.by_value)
+            flags |= form
         channel, pending = self.channel, self.pending
-        frame = pack_frame(
-            kind,
-            encoded.flags | flags,
-            id,
-            number,
-            timeout_ms,
-            channel.acknowledgement(),
-            encoded.body,
-            encoded.buffers,
-        )
-        if future is not None:
-            call.future = future
-            future.attach(call)
-            if call.deadline:
-                self._monitor.expect(call.deadline)
+        id = next(self._ids)
+        call.link, call.id = self, id
+        timeout_ms = 0
+        if timeout:
+            timeout_ms = min(max(1, int(timeout * 1000)), MAX_TIMEOUT_MS)
+            call.timeout_ms = timeout_ms
+            call.deadline = time.monotonic() + timeout_ms / 1000
+        frame = pack_frame(kind, flags, id, number, timeout_ms, channel.acknowledgement(), body, buffers)
         pending[id] = call
-        channel.queue(frame)
+        channel.out.append(frame)
         channel.queued_since_flush += 1
         self.sent += 1
         if self.failure is not None and pending.pop(id, None) is not None:
             raise self._failed()
-        if self._monitor.cold:
-            self._monitor.wake()
-        if future is None or not isinstance(frame, bytes) or len(pending) <= HELD_CALLS or channel.queued_since_flush >= HELD_FRAMES:
+        monitor = self._monitor
+        if monitor.cold:
+            monitor.wake()
+        if call.future is None:
             channel.flush()
+        else:
+            if timeout_ms:
+                monitor.expect(call.deadline)
+            if len(pending) <= HELD_CALLS or channel.queued_since_flush >= HELD_FRAMES or buffers:
+                channel.flush()
         return call
 
     def cancel(self, call: Call) -> bool:
@@ -217,7 +203,7 @@ class Link:
             channel.flush()
         self.agent.reactor.step_aside()
         lock = channel.read_lock
-        while not call.done:
+        while not call.answered:
             if lock.acquire(False):
                 self._reader = _thread.get_ident()
                 kept = True
@@ -238,7 +224,7 @@ class Link:
         """Read until `call` is done; false when the read lock was given to a repair."""
         channel = self.channel
         frames = channel.reader.frames
-        while not call.done:
+        while not call.answered:
             if call.deadline:
                 remaining = call.deadline - time.monotonic()
                 if remaining < READ_TIMEOUT and not channel.stream.wait_readable(remaining):
@@ -267,7 +253,7 @@ class Link:
         call.lock = lock
         self._waiters[call.id] = call
         # Published first, then looked again: whoever completes or leaves after this sees the waiter.
-        if call.done:
+        if call.answered:
             self._waiters.pop(call.id, None)
         elif read_lock.locked():
             if not call.deadline:
@@ -284,7 +270,7 @@ class Link:
                 call = waiters.pop(next(iter(waiters)))
             except (KeyError, RuntimeError, StopIteration):
                 continue
-            if call.done or call.lock is None:
+            if call.answered or call.lock is None:
                 continue
             try:
                 call.lock.release()
@@ -301,9 +287,14 @@ class Link:
             if call is not None:
                 if self._waiters:
                     self._waiters.pop(frame.id, None)
+                future = call.future
+                if future is not None:
+                    # Before it is answered: whoever sees that looks here.
+                    self.unsettled[frame.id] = future
+                    if future.eager:
+                        self._eager = True
+                        self._eager_calls -= 1
                 call.complete(frame)
-                if call.future is not None:
-                    self._answered(call.future)
             else:
                 self.peer.forks.decline(
                     self._codec.references_in(frame.flags, frame.body, frame.body_start)
@@ -315,12 +306,6 @@ class Link:
         if self.leaving:
             self.channel.send_acknowledgement()  # no call of mine will carry it, and the leaver waits for it
 
-    def _answered(self, future: Future[Any]) -> None:
-        self.unsettled.append(future)
-        if future.eager:
-            self._eager = True
-            self._eager_calls -= 1
-
     def expect_eager(self) -> None:
         """A pending call has got a callback: read its answer as soon as it is here."""
         self._eager_calls += 1
@@ -328,14 +313,14 @@ class Link:
             self.arm()
 
     def settle(self) -> None:
-        """Settle the futures whose answers are here; runs their callbacks."""
+        """Settle the futures whose answers are here, in order; runs their callbacks."""
         self._eager = False
         unsettled = self.unsettled
         while unsettled:
             try:
-                future = unsettled.popleft()
-            except IndexError:
-                return
+                future = unsettled.pop(next(iter(unsettled)))
+            except (KeyError, RuntimeError, StopIteration):
+                continue  # another thread was faster
             future.settle()
 
     def decode_answer(self, frame: Frame) -> Any:
@@ -440,11 +425,12 @@ class Link:
             self._fail_call(call, self._failed())
 
     def _fail_call(self, call: Call, error: BaseException) -> None:
+        future = call.future
+        if future is not None:
+            self.unsettled[call.id] = future
         call.fail(error)
-        if call.future is not None:
-            self._answered(call.future)
-            if not call.future.waited:
-                self.agent.pool.submit(self.settle)
+        if future is not None and not future.waited:
+            self.agent.pool.submit(self.settle)
 
     def _failed(self) -> BaseException:
         # An instance for each call: a traceback belongs to one thread.

@@ -184,16 +184,13 @@ class Monitor:
 
     def _tend_futures(self, link: Link, sending_paused: bool) -> None:
         """Answers that nobody has fetched for a whole tick are settled in the pool."""
-        unsettled = link.unsettled
         try:
-            while unsettled[0].settled:
-                unsettled.popleft()
-            first = unsettled[0]
-        except IndexError:
+            first = next(iter(link.unsettled))
+        except (RuntimeError, StopIteration):
             return
-        if (link.seen_unsettled is first and sending_paused) or len(unsettled) > UNREAD_LIMIT:
+        if (link.first_unsettled == first and sending_paused) or len(link.unsettled) > UNREAD_LIMIT:
             self._agent.pool.submit(link.settle)
-        link.seen_unsettled = first
+        link.first_unsettled = first
 
     def _run_timers(self) -> None:
         while self._soon:

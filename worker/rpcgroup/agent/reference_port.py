@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from rpcgroup.agent.call_future import CallFuture
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.futures import Future
 from rpcgroup.rref.port import CallKind, Done, WorkerInfoLike
@@ -46,7 +47,7 @@ class ReferencePort:
             self._send(peer, kind, payload, done)
 
     def _send(self, peer: Peer, kind: MessageType, payload: bytes, done: Done) -> None:
-        future: Future[Any] = Future()
+        future: CallFuture[Any] = CallFuture()
         try:
             peer.link().send(kind, 0, (payload,), 0, CONTROL_TIMEOUT, future)
         except BaseException as exc:
@@ -77,7 +78,7 @@ class ReferencePort:
                 agent.references.member_died(to)
             raise PeerUnreachableError(f"incarnation {to} is not a member any more")
         agent.reactor.step_aside()
-        future: Future[Any] = Future()
+        future: CallFuture[Any] = CallFuture()
         seconds = agent.options.rpc_timeout if timeout == -1 else timeout
         peer.link().send(MessageType.PYTHON_RREF_FETCH_CALL, 0, (payload,), 0, seconds, future)
         return future

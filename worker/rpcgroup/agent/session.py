@@ -37,12 +37,13 @@ class Function:
     `slow` > 0: it has run for a whole tick, so the pool runs it; each quick run there takes one off.
     """
 
-    __slots__ = ("call", "error", "is_async", "slow")
+    __slots__ = ("call", "error", "is_async", "plain", "slow")
 
     def __init__(self, call: Callable[..., Any] | None, error: BaseException | None) -> None:
         self.call = call
         self.error = error
         self.is_async = getattr(call, "_rpcgroup_async_execution", False)
+        self.plain = error is None and not self.is_async
         self.slow = 0
 
 

@@ -167,8 +167,8 @@ class FrameReader:
             self.ack = ack
             if kind:
                 self.received += 1
-                body = bytearray(view[stop - length : stop])
-                frames.append(_new(Frame, (kind, flags, id, function, timeout_ms, body, 0, None)))
+                content = bytearray(view[stop - length : stop]) if length else b""
+                frames.append(_new(Frame, (kind, flags, id, function, timeout_ms, content, 0, None)))
             start = stop
         if start >= end:
             self._end = 0
