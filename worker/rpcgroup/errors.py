@@ -11,6 +11,7 @@ __all__ = [
     "CallCancelledError",
     "CallTimeoutError",
     "DrainedError",
+    "EtcdServerError",
     "GroupError",
     "HandshakeError",
     "JoinError",
@@ -120,6 +121,10 @@ class JoinError(GroupError, ValueError):
 
 class MemberExistsError(JoinError):
     """A live member has this name already."""
+
+
+class EtcdServerError(GroupError):
+    """There is no etcd to run here, or it does not start; the text says what was tried and what to do."""
 
 
 class DrainedError(GroupError):

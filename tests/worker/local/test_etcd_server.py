@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from rpcgroup.contract import ENV_ETCD_BINARY
-from rpcgroup.errors import RendezvousUnavailableError
-from rpcgroup.local.etcd_server import EtcdServer, EtcdServerError, find_etcd
+from rpcgroup.errors import EtcdServerError, RendezvousUnavailableError
+from rpcgroup.local.etcd_server import EtcdServer, find_etcd
 from rpcgroup.membership.etcd.client import EtcdClient
 from rpcgroup.membership.etcd.messages import PUT, RANGE, PutRequest, RangeRequest
 from rpcgroup.testing.etcd import etcd_server

@@ -19,20 +19,16 @@ from types import TracebackType
 from typing import Final
 
 from rpcgroup.contract import ENV_ETCD_BINARY
-from rpcgroup.errors import GroupError
+from rpcgroup.errors import EtcdServerError
 from rpcgroup.local.process import LAUNCHER
 
-__all__ = ["EtcdServer", "EtcdServerError", "find_etcd"]
+__all__ = ["EtcdServer", "find_etcd"]
 
 HEALTHY_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 3.0
 PORT_TRIES: Final = 3
 
 _log = logging.getLogger(__name__)
-
-
-class EtcdServerError(GroupError):
-    """There is no etcd to run, or it does not start; the text says what was tried and what to do."""
 
 
 def find_etcd() -> str:
