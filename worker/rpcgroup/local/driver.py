@@ -19,10 +19,10 @@ from rpcgroup.control.lifecycle import WANTED, PodState
 from rpcgroup.control.model import RPCGroup
 from rpcgroup.control.plan import Action, Create, Delete, Drain, Evict, Plan, Restart, plan
 from rpcgroup.control.status import Outcome
-from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
+from rpcgroup.errors import EtcdServerError, RendezvousError, RendezvousUnavailableError
 from rpcgroup.local.control import ControlServer
 from rpcgroup.local.directory import GroupDirectory
-from rpcgroup.local.etcd_server import EtcdServer, EtcdServerError
+from rpcgroup.local.etcd_server import EtcdServer
 from rpcgroup.local.observer import Observer, Sighting
 from rpcgroup.local.pod import LocalPod, deletion_cost
 from rpcgroup.local.report import Reporter
@@ -175,6 +175,8 @@ class LocalDriver:
                 self.pods[name] = self._new_pod(name, role, index, now)
                 self._start(self.pods[name], now)
             case Restart(name):
+                if self._sighting.at <= self.pods[name].observed().failed_at:
+                    return False  # a record of the ended process may be there unseen, and pass for the next one's
                 self.pods[name].restart()
                 self._start(self.pods[name], now)
             case Drain(name, deadline, reason):
