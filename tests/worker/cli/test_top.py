@@ -21,7 +21,7 @@ def test_looks_until_ctrl_c(start: Start, call: Call, monkeypatch: pytest.Monkey
         if next(pauses, "over") == "over":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(top.time, "sleep", pause)
+    monkeypatch.setattr(top, "sleep", pause)
     answer = call("top", "-n", "0.5", "-o", "json")
     assert answer.exit_code == 0
     assert [json.loads(line)["name"] for line in answer.out.splitlines()] == ["g", "g"]

@@ -188,7 +188,7 @@ def test_a_killed_worker_is_taken_out_at_once_and_comes_back(start: Start) -> No
 
 def test_a_worker_that_crashes_too_often_fails_the_group(start: Start) -> None:
     running = start("crash", replicas=1, backoffLimit=1)
-    assert running.wait() == 3
+    assert running.wait() == 3, "\n".join(running.ears.heard)
     assert running.ears.count("g-worker-0: started") == 2
     running.ears.wait_for("g: Failed: failed more than 1 times in a row: g-worker-0")
 

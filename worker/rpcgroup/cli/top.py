@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import click
@@ -47,7 +47,7 @@ def look(socket: Path, interval: float) -> Iterator[dict[str, Any]]:
     try:
         while socket.exists():
             yield request(socket, {"command": "status"})
-            time.sleep(interval)
+            sleep(interval)
     except KeyboardInterrupt:
         return
 

@@ -176,7 +176,7 @@ class LocalDriver:
                 self._start(self.pods[name], now)
             case Restart(name):
                 if self._sighting.at <= self.pods[name].observed().failed_at:
-                    return False  # a record of the ended process may be there unseen, and pass for the next one's
+                    return False  # its record may be there unseen, and would pass for the next one
                 self.pods[name].restart()
                 self._start(self.pods[name], now)
             case Drain(name, deadline, reason):

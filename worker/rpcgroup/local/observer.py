@@ -21,11 +21,15 @@ INTERVAL: Final = 0.25
 
 @dataclass(frozen=True)
 class Sighting:
-    """What was seen last. `away_since`: the unix time since when there is no answer, None while there is."""
+    """What was seen last. `away_since`: the unix time since when there is no answer, None while there is.
+
+    `at` is when the look began: a record of a process that ended before is in it, if there is one at all.
+    """
 
     view: GroupView = field(default_factory=lambda: GroupView(0, {}))
     stats: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     away_since: float | None = None
+    at: float = field(default=0.0, compare=False)
 
     @property
     def members(self) -> Mapping[str, MemberRecord]:
@@ -70,13 +74,14 @@ class Observer:
             self._look_now.clear()
 
     def _see(self, before: Sighting) -> Sighting:
+        at = time.time()
         try:
             view = later(self._rendezvous.view(), before.view)
             stats = {name: readable(text) for name, text in self._rendezvous.stats().items()}
         except RendezvousError:
-            away_since = time.time() if before.away_since is None else before.away_since
-            return Sighting(before.view, before.stats, away_since)
-        return Sighting(view, stats, None)
+            away_since = at if before.away_since is None else before.away_since
+            return Sighting(before.view, before.stats, away_since, at)
+        return Sighting(view, stats, None, at)
 
 
 def later(view: GroupView, before: GroupView) -> GroupView:
