@@ -78,7 +78,8 @@ class Member:
 
 def _live(name: str, meeting: Meeting, orders: Connection) -> None:
     os.environ.update(meeting.environment)
-    import rpcgroup
+    import rpcgroup.api
+    import rpcgroup.membership.etcd.rendezvous  # otherwise imported by the first join: that is process start
 
     orders.send(0.0)
     orders.recv()
