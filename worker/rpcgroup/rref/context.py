@@ -215,6 +215,11 @@ class RRefContext:
         with self._driver as machine:
             machine.member_died(incarnation)
 
+    @property
+    def has_let_go(self) -> bool:
+        """There is something to `reap`."""
+        return self._driver.has_let_go
+
     def reap(self) -> None:
         """Delete what the program has let go of, as every event does. Cheap when there is nothing."""
         self._driver.reap()

@@ -82,6 +82,11 @@ class Driver:
             self._let_go.append(user)
             self.port.wake()
 
+    @property
+    def has_let_go(self) -> bool:
+        """The program has dropped references that are still to be deleted."""
+        return bool(self._let_go)
+
     def reap(self) -> None:
         if self._let_go:
             self._event(_nothing)
