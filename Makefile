@@ -24,10 +24,10 @@ run: $(READY)
 	@$(BIN)/python -m examples.digits.demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest tests -m "not chaos" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests --ignore tests/chaos -n 2 --dist loadfile
 
 test-chaos: $(READY)
-	@$(BIN)/python -m pytest tests -m chaos
+	@$(BIN)/python -m pytest tests/chaos
 
 test-matrix: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/matrix.sh
