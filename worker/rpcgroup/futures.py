@@ -1,6 +1,7 @@
 """A future that is torch's, and awaitable. The future of a call is `rpcgroup.agent.call_future.CallFuture`.
 
-A `Future` is a `torch.futures.Future`, so `collect_all` and `wait_all` take it. Settling fills in torch's part.
+A `Future` is a `torch.futures.Future`, so `collect_all` and `wait_all` take it; settling it fills in
+torch's part.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Future(torch.futures.Future[T]):
         def run(done: Future[T]) -> None:
             try:
                 result.set_result(callback(done))
-            except Exception as exc:
+            except BaseException as exc:
                 result.set_exception(exc)
 
         self._when_settled(run)
@@ -133,7 +134,7 @@ class Future(torch.futures.Future[T]):
     def _run_callback(self, callback: Callable[[Any], Any]) -> None:
         try:
             callback(self)
-        except Exception:
+        except BaseException:  # this thread is not the callback's to end
             _log.exception("a callback of a future failed")
 
     def _run_callbacks(self) -> None:

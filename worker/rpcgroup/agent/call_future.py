@@ -84,7 +84,8 @@ class CallFuture(Future[T], Call):
         try:
             value = self.result()
         except BaseException as exc:
-            self._settle(None, exc)
+            # Without the traceback, whose frames know this future: the cycle would keep an unheard failure.
+            self._settle(None, exc.with_traceback(None))
         else:
             self._settle(value, None)
         self.frame = None
