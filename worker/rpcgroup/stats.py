@@ -38,7 +38,7 @@ class StatsPublisher:
 
     def _publish(self) -> None:
         with self._lock:
-            if self._closed:
+            if self._closed or self._agent.closing:
                 return
             stats = json.dumps(self._snapshot(), default=str).encode()
             if stats != self._last:

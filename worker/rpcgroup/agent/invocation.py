@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from rpcgroup.agent.link import KEYWORDS
 from rpcgroup.agent.monitor import TICK
 from rpcgroup.agent.session import Function, Session
@@ -139,12 +141,6 @@ class Invocation:
 
     def _answer_when_done(self, session: Session, id: int, result: Any) -> None:
         """The function was an `async_execution`: its future's value is the answer."""
-        import torch
-
-        if not isinstance(result, torch.futures.Future):
-            raise SerializationError(
-                f"a function decorated with async_execution must return a Future, it returned {type(result)}"
-            )
 
         def answer(done: torch.futures.Future[Any]) -> None:
             try:
@@ -153,7 +149,7 @@ class Invocation:
                 self._fail(session, id, exc)
             session.channel.flush()
 
-        result.add_done_callback(answer)
+        _as_future(result).add_done_callback(answer)
 
     def _decode(
         self, session: Session, frame: Frame, pending: list[Any]
@@ -227,10 +223,9 @@ class Invocation:
                 value = function.call(*args, **(kwargs or {}))
                 self.served += 1
                 if type(value) is AsyncResult:
-                    value = value.future
-                    value.add_done_callback(partial(self._own_result, rref))
+                    value.future.add_done_callback(partial(self._own_result, rref))
                 elif function.is_async:
-                    value.add_done_callback(partial(self._own_result, rref))
+                    _as_future(value).add_done_callback(partial(self._own_result, rref))
                 else:
                     references.set_value(rref, value)
             except BaseException as exc:
@@ -319,3 +314,12 @@ class Invocation:
 
     def _fail(self, session: Session, id: int, exc: BaseException) -> None:
         session.answer_exception(id, describe_exception(exc, self._agent.where))
+
+
+def _as_future(result: Any) -> torch.futures.Future[Any]:
+    """What a function decorated with `async_execution` returned."""
+    if not isinstance(result, torch.futures.Future):
+        raise SerializationError(
+            f"a function decorated with async_execution must return a Future, it returned {type(result)}"
+        )
+    return result

@@ -39,6 +39,8 @@ def rebuild_exception(data: bytes | bytearray | memoryview) -> BaseException:
 def _text(exc: BaseException, where: str) -> str:
     passed_on: str | None = getattr(exc, "_rpcgroup_text", None)
     if passed_on is not None:
+        if passed_on.startswith(f"On {where}:\n") and "\npassed on by " not in passed_on:
+            return passed_on  # kept here as the value of a reference
         return f"{passed_on}\npassed on by {where}"
     lines = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
     try:
