@@ -133,4 +133,4 @@ class DrainedError(GroupError):
 
 # The resource.
 class ManifestError(RpcGroupError, ValueError):
-    """A manifest is not valid: the text has a line for each fault, with the field's path and what is expected."""
+    """A manifest is not valid: a line of text for each fault, with the field's path and what is expected."""

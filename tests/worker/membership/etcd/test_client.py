@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,14 @@ import pytest
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.local.etcd_server import EtcdServer
 from rpcgroup.membership.etcd.client import EtcdClient, EtcdRefusedError
-from rpcgroup.membership.etcd.codec import Kind, wire
 from rpcgroup.membership.etcd.credentials import EtcdCredentials
 from rpcgroup.membership.etcd.messages import (
     PUT,
     RANGE,
     STATUS,
-    Method,
     PutRequest,
     RangeRequest,
     StatusRequest,
-    prefix_end,
 )
 from rpcgroup.testing.proxy import FaultyProxy
 
@@ -195,59 +191,9 @@ def test_tls_with_certificates_on_both_sides(tls_server: TlsEtcdServer, tls_file
             client.retry(STATUS, StatusRequest(), 0.5)
 
 
-# Users and tokens. What an administrator does, this package does not: so its messages stand here.
-@dataclass
-class NameRequest:
-    name: str = wire(1, Kind.STRING)
-    second: str = wire(2, Kind.STRING)
-
-
-@dataclass
-class Empty:
-    pass
-
-
-@dataclass
-class Permission:
-    type: int = wire(1, Kind.INT64)
-    key: bytes = wire(2, Kind.BYTES)
-    range_end: bytes = wire(3, Kind.BYTES)
-
-
-@dataclass
-class GrantPermissionRequest:
-    name: str = wire(1, Kind.STRING)
-    permission: Permission = wire(2, Permission)  # noqa: RUF009
-
-
-def admin(name: str) -> Method[NameRequest, Empty]:
-    return Method(f"/etcdserverpb.Auth/{name}", NameRequest, Empty)
-
-
-READ_WRITE = 2
-
-
-@pytest.fixture
-def locked_etcd(etcd_server: EtcdServer, tmp_path: Path) -> Iterator[EtcdServer]:
-    """Users root and worker, whose keys are those under /mine/; tokens live for a second."""
-    with EtcdServer(tmp_path / "etcd", "--bcrypt-cost", "4", "--auth-token-ttl", "1") as server:
-        with closing(EtcdClient([server.endpoint])) as client:
-            for user in ("root", "worker"):
-                client.call(admin("UserAdd"), NameRequest(user, f"password of {user}"))
-                client.call(admin("RoleAdd"), NameRequest(user))
-                client.call(admin("UserGrantRole"), NameRequest(user, user))
-            grant = Method("/etcdserverpb.Auth/RoleGrantPermission", GrantPermissionRequest, Empty)
-            mine = Permission(READ_WRITE, b"/mine/", prefix_end(b"/mine/"))
-            client.call(grant, GrantPermissionRequest("worker", mine))
-            client.call(Method("/etcdserverpb.Auth/AuthEnable", Empty, Empty), Empty())
-        yield server
-
-
-WORKER = EtcdCredentials(username="worker", password="password of worker")
-
-
-def test_a_user_reaches_its_own_keys_only(locked_etcd: EtcdServer) -> None:
-    with closing(EtcdClient([locked_etcd.endpoint], WORKER)) as client:
+# Users and tokens.
+def test_a_user_reaches_its_own_keys_only(locked_etcd: EtcdServer, user: EtcdCredentials) -> None:
+    with closing(EtcdClient([locked_etcd.endpoint], user)) as client:
         client.call(PUT, PutRequest(b"/mine/k", b"v"))
         assert client.call(RANGE, RangeRequest(b"/mine/k")).kvs[0].value == b"v"
         with pytest.raises(EtcdRefusedError, match="permission denied"):
@@ -268,8 +214,8 @@ def test_a_wrong_password_or_none_is_refused_and_says_so(locked_etcd: EtcdServer
         client.retry(RANGE, RangeRequest(b"/mine/k"), 10)
 
 
-def test_a_restart_costs_no_call(locked_etcd: EtcdServer) -> None:
-    with closing(EtcdClient([locked_etcd.endpoint], WORKER)) as client:
+def test_a_restart_costs_no_call(locked_etcd: EtcdServer, user: EtcdCredentials) -> None:
+    with closing(EtcdClient([locked_etcd.endpoint], user)) as client:
         client.call(PUT, PutRequest(b"/mine/k", b"v"))
         locked_etcd.kill()
         locked_etcd.start()
@@ -278,8 +224,10 @@ def test_a_restart_costs_no_call(locked_etcd: EtcdServer) -> None:
             assert [read.result().kvs[0].value for read in reads] == [b"v"] * 8
 
 
-def test_a_token_that_expired_is_renewed_without_a_failed_call(locked_etcd: EtcdServer) -> None:
-    with closing(EtcdClient([locked_etcd.endpoint], WORKER)) as client:
+def test_a_token_that_expired_is_renewed_without_a_failed_call(
+    locked_etcd: EtcdServer, user: EtcdCredentials
+) -> None:
+    with closing(EtcdClient([locked_etcd.endpoint], user)) as client:
         client.call(PUT, PutRequest(b"/mine/k", b"v"))
         client._token = "worker-no-longer-valid.7"
         assert client.call(RANGE, RangeRequest(b"/mine/k")).kvs[0].value == b"v"

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from rpcgroup.errors import RendezvousUnavailableError
+from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.local.etcd_server import EtcdServer
 from rpcgroup.membership.etcd.client import CALL_SECONDS, EtcdClient
+from rpcgroup.membership.etcd.credentials import EtcdCredentials
 from rpcgroup.membership.etcd.messages import (
     COMPACT,
     DELETE,
@@ -365,6 +366,21 @@ def test_leaving_deletes_all_keys_of_the_worker(own_place: EtcdPlace) -> None:
     worker.seat.leave(10)
     everything: RangeResponse = own_place.client.call(RANGE, RangeRequest(b"/", b"0"))
     assert everything.kvs == []
+
+
+def test_a_group_under_its_own_user(locked_etcd: EtcdServer, user: EtcdCredentials) -> None:
+    with ExitStack() as stack:
+        url = f"etcd://{locked_etcd.endpoint}/mine/g"
+        seats = [stack.enter_context(closing(open_rendezvous(url, credentials=user))) for _ in range(2)]
+        one, two = (enter(seat, f"w{number}") for number, seat in enumerate(seats))
+        locked_etcd.kill()
+        locked_etcd.start()
+        wait_until_whole([one, two], MemberState.READY)
+        one.seat.evict("w1")
+        one.listener.wait(lambda me: me.gone("w1"))
+        theirs = open_rendezvous(f"etcd://{locked_etcd.endpoint}/theirs/g", credentials=user)
+        with closing(theirs), pytest.raises(RendezvousError, match="permission denied"):
+            enter(theirs, "w0")
 
 
 def test_many_groups_in_one_etcd_and_one_close_of_all(etcd_server: EtcdServer) -> None:

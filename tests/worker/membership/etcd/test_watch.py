@@ -9,6 +9,7 @@ import pytest
 
 from rpcgroup.local.etcd_server import EtcdServer
 from rpcgroup.membership.etcd.client import EtcdClient
+from rpcgroup.membership.etcd.credentials import EtcdCredentials
 from rpcgroup.membership.etcd.messages import (
     COMPACT,
     DELETE,
@@ -261,6 +262,26 @@ def test_a_sink_that_fails_is_told_the_state_anew(
     finally:
         watch.stop()
     assert "the user's fault" in caplog.text
+
+
+def test_a_watch_opened_with_a_token_that_expired_logs_in_anew(
+    locked_etcd: EtcdServer, user: EtcdCredentials
+) -> None:
+    """etcd answers such a watch with `canceled`, not with an error."""
+    with ExitStack() as stack:
+        client = stack.enter_context(closing(EtcdClient([locked_etcd.endpoint], user)))
+        writer = Writer(stack.enter_context(closing(EtcdClient([locked_etcd.endpoint], user))), b"/mine/")
+        sink, watch = stack.enter_context(watching(client, b"/mine/"))
+        sink.wait(lambda me: me.snapshots)
+        writer.put("k", "1")
+        sink.wait(lambda me: me.changes)
+        client._token = "worker-no-longer-valid.7"
+        assert watch._stream
+        watch._stream.cancel()
+        writer.put("k", "2")
+        sink.wait(lambda me: len(me.changes) == 2)
+    assert (sink.changes, len(sink.snapshots)) == (["k=1", "k=2"], 1)
+    assert client._token != "worker-no-longer-valid.7"
 
 
 def test_it_stops_while_etcd_is_away(tmp_path: Path, etcd_server: EtcdServer, prefix: bytes) -> None:

@@ -74,6 +74,7 @@ class Watch:
         self._keys = keys
         self._sink = sink
         self._cursor = _after(known) if known else None  # the thread's own
+        self._logged_in_anew = False  # the thread's own
         self._lock = threading.Lock()  # guards all of the following
         self._stream: WatchStream | None = None
         self._stopped = False
@@ -146,10 +147,8 @@ class Watch:
             verdict = self._read(stream, cursor)
             if verdict is Verdict.RELIST:
                 self._cursor = None
-            elif verdict is Verdict.REOPEN and self._client.token_is_stale(cursor.cancel_reason):
-                self._client.forget_token(token)
             elif verdict is Verdict.REOPEN:
-                raise RendezvousError(cursor.cancel_reason or "no reason given")
+                self._refused(cursor.cancel_reason, token)
         except grpc.RpcError as exc:
             self._broken(exc, generation, token)
         finally:
@@ -169,6 +168,7 @@ class Watch:
                 self._verify_if_asked(cursor)
             if verdict is not Verdict.FOLLOW:
                 return verdict
+            self._logged_in_anew = False
         return Verdict.FOLLOW
 
     def _verify_if_asked(self, cursor: WatchCursor) -> None:
@@ -183,6 +183,14 @@ class Watch:
             self.relist()
         else:
             self._sink.on_snapshot(answer.kvs, told)
+
+    def _refused(self, reason: str, token: str) -> None:
+        """A token that expired needs a new login; older etcd call that "permission denied" (etcd#12385)."""
+        if self._client.token_is_stale(reason) or (token and not self._logged_in_anew):
+            self._logged_in_anew = True
+            self._client.forget_token(token)
+        else:
+            raise RendezvousError(reason or "no reason given")
 
     def _broken(self, exc: grpc.RpcError, generation: int, token: str) -> None:
         if self._wants_cancel() or self._client.closed:
