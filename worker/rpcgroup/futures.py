@@ -36,6 +36,7 @@ class Future(torch.futures.Future[T]):
     _retrieved = False
     _value: Any = None
     _error: BaseException | None = None
+    _mirroring_error = False
     _callbacks: list[Callable[[Any], Any]] | None = None
     eager = False
     """Somebody wants to be told as soon as it is settled."""
@@ -150,7 +151,7 @@ class Future(torch.futures.Future[T]):
 
     def set_result(self, result: T) -> None:
         """Settle by hand; raises `RuntimeError` where that has happened already."""
-        if self._error is not None and not self._settled:
+        if self._mirroring_error:
             super().set_result(result)  # torch's own set_exception comes back here
             return
         self._claim_or_raise()
@@ -181,9 +182,14 @@ class Future(torch.futures.Future[T]):
             super(torch.futures.Future, self).set_result(value)
         else:
             self._error = error
-            torch_error = error if isinstance(error, Exception) else RuntimeError(repr(error))
-            super().set_exception(torch_error)  # type: ignore[arg-type]
+            self._mirror_error(error)
         self._settled = True
+
+    def _mirror_error(self, error: BaseException) -> None:
+        torch_error = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        self._mirroring_error = True
+        super().set_exception(torch_error)  # type: ignore[arg-type]
+        self._mirroring_error = False
 
     def __del__(self) -> None:
         if self._error is not None and not self._retrieved and not self.eager:

@@ -106,6 +106,7 @@ class Agent:
         self._peers: dict[Any, Peer] = {}
         """By name, by id, and by incarnation as `("incarnation", n)`."""
         self._links: tuple[Link, ...] = ()
+        self._links_lock = threading.Lock()  # guards changes of _links
         self._ready: dict[Target, Link] = {}
         """Connected links by what users call their peers; the hot path's only look-up."""
         self._sessions: dict[tuple[int, str], Session] = {}
@@ -247,7 +248,7 @@ class Agent:
         for session in self.sessions():
             if session.peer.incarnation == record.incarnation:
                 session.close()
-        if self.references is not None:
+        if self.references is not None and not self._closed:
             self.references.member_died(record.incarnation)
 
     def probe(self, incarnation: int) -> None:
@@ -268,13 +269,18 @@ class Agent:
         return self._links
 
     def link_made(self, peer: Peer, link: Link) -> None:
-        self._links = (*self._links, link)
+        with self._links_lock:
+            self._links = (*self._links, link)
+        if self.closing:  # looked at after the link could be seen: one of the two fails it
+            link.fail(PeerUnreachableError(f"this worker ({self.name}) was shut down"))
+            return
         self.reactor.add_outgoing(link.channel.stream.fileno(), link)
         link.armed = True
         self.on_reachable(peer.name, peer.incarnation)
 
     def link_lost(self, peer: Peer, link: Link) -> None:
-        self._links = tuple(other for other in self._links if other is not link)
+        with self._links_lock:
+            self._links = tuple(other for other in self._links if other is not link)
         self.reactor.remove_outgoing(link.channel.stream.fileno())
         for target in [key for key, ready in self._ready.items() if ready is link]:
             self._ready.pop(target, None)

@@ -9,7 +9,6 @@ from rpcgroup.wire.frames import Frame
 from rpcgroup.wire.messages import MessageType
 
 if TYPE_CHECKING:
-    from rpcgroup.agent.call_future import CallFuture
     from rpcgroup.agent.link import Link
 
 __all__ = ["Call"]
@@ -33,8 +32,8 @@ class Call:
     error: BaseException | None = None
     frame: Frame | None = None
     lock: _thread.LockType | None = None
-    future: CallFuture[Any] | None = None
-    """Itself, where it is one."""
+    is_future = False
+    """Nobody may be waiting for it: a `CallFuture`."""
 
     def complete(self, frame: Frame) -> None:
         self.frame = frame

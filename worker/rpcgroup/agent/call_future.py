@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,30 +17,42 @@ T = TypeVar("T")
 
 
 class CallFuture(Future[T], Call):
-    """Lifecycle: pending -> answered (its link has read the answer) -> settled (decoded, torch's part filled in).
+    """Lifecycle: pending -> answered (its link has read the answer) -> settled (decoded).
 
-    Between the last two it stands in its link's `unsettled`; whoever takes it out settles it.
+    Between the last two it stands in its link's `unsettled`; whoever takes it out settles it. Where that is a
+    thread in `wait`, torch's part is left for later: most futures are let go of before anybody looks at it.
     """
+
+    is_future = True
+
+    # What is set for every call; the rest has defaults in the classes and lives in a dict that is rarely made.
+    __slots__ = ("_retrieved", "_settled", "_value", "answered", "deadline", "frame", "id", "link", "lock", "timeout_ms")
 
     def __init__(self) -> None:
         super(torch.futures.Future, self).__init__([])
-
-    @property
-    def future(self) -> CallFuture[T]:  # type: ignore[override]
-        return self  # an attribute would make a cycle of each, for the garbage collector to break
+        self._settled = self._retrieved = self.answered = False
+        self.lock = None
+        self.timeout_ms = self.deadline = 0
 
     def wait(self, non_blocking: bool = False) -> T:
         if not self._settled:
+            link = self.link
+            link.activity += 1
             if not self.answered:
                 self._await_answer()
-            if self.link.unsettled.pop(self.id, None) is not None:
+            if link.unsettled.pop(self.id, None) is not None:
                 self._decode()
+                link.unmirrored.append(weakref.ref(self))
                 if self._callbacks:
                     # This thread wants the value and must not run others' callbacks.
-                    self.link.agent.pool.submit(self._run_callbacks)
+                    link.agent.pool.submit(self._run_callbacks)
             elif not self._settled:
                 self._block()
-        return self._get()
+        self._retrieved = True
+        if self._error is not None:
+            raise self._error
+        value: T = self._value
+        return value
 
     def done(self) -> bool:
         return self._settled or self.answered
@@ -51,7 +64,15 @@ class CallFuture(Future[T], Call):
     def settle(self) -> None:
         """The link's, which has taken it out of `unsettled`: decode, and run the callbacks in this thread."""
         self._decode()
+        self.mirror()
         self._run_callbacks()
+
+    def mirror(self) -> None:
+        """The link's: fill in torch's part, for who waits in C++ (`collect_all`)."""
+        if self._error is None:
+            super(torch.futures.Future, self).set_result(self._value)
+        else:
+            self._mirror_error(self._error)
 
     @property
     def waited(self) -> bool:
@@ -82,10 +103,9 @@ class CallFuture(Future[T], Call):
 
     def _decode(self) -> None:
         try:
-            value = self.result()
+            self._value = self.result()
         except BaseException as exc:
             # Without the traceback, whose frames know this future: the cycle would keep an unheard failure.
-            self._settle(None, exc.with_traceback(None))
-        else:
-            self._settle(value, None)
+            self._error = exc.with_traceback(None)
         self.frame = None
+        self._settled = True

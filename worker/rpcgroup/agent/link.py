@@ -11,9 +11,11 @@ import itertools
 import logging
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from rpcgroup.agent.call import Call
 from rpcgroup.errors import (
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEYWORDS", "Link"]
 
-HELD_CALLS: Final = 8
+HELD_CALLS: Final = 4
 """Unanswered calls up to which each is written at once; beyond, they are held back and written together."""
 HELD_FRAMES: Final = 32
 """Held-back frames that are written at the latest."""
@@ -71,9 +73,10 @@ class Link:
         self._monitor = agent.monitor
         self.pending: dict[int, Call] = {}
         self.armed = False
-        self.sent = 0
+        self.activity = 0
+        """Counts what callers do here, sending and waiting; may miss some, the monitor only looks for a change."""
         self.prompt = False
-        """Callers neither read nor send: what arrives is settled at once (the monitor finds out)."""
+        """Callers do nothing here: what arrives is settled at once (the monitor finds out)."""
         self.leaving = False
         """The peer has said goodbye: it answers what it has, and runs nothing new."""
         self.failure: BaseException | None = None
@@ -81,6 +84,8 @@ class Link:
         """Futures whose answers have been read, by id; whoever takes one out settles it."""
         self.claimed: dict[int, object] = {}
         """Ids of futures for which a thread waits through this link."""
+        self.unmirrored: deque[weakref.ref[CallFuture[Any]]] = deque()
+        """Futures that a waiter has settled, and torch's part of which is not filled in."""
         self.first_unsettled = 0
         """The monitor's: the id of the first of them a tick ago."""
         self._eager = False
@@ -141,13 +146,13 @@ class Link:
         pending[id] = call
         channel.out.append(frame)
         channel.queued_since_flush += 1
-        self.sent += 1
+        self.activity += 1
         if self.failure is not None and pending.pop(id, None) is not None:
             raise self._failed()
         monitor = self._monitor
         if monitor.cold:
             monitor.wake()
-        if call.future is None:
+        if not call.is_future:
             channel.flush()
         else:
             if timeout_ms:
@@ -287,9 +292,9 @@ class Link:
             if call is not None:
                 if self._waiters:
                     self._waiters.pop(frame.id, None)
-                future = call.future
-                if future is not None:
+                if call.is_future:
                     # Before it is answered: whoever sees that looks here.
+                    future = cast("CallFuture[Any]", call)
                     self.unsettled[frame.id] = future
                     if future.eager:
                         self._eager = True
@@ -315,6 +320,13 @@ class Link:
     def settle(self) -> None:
         """Settle the futures whose answers are here, in order; runs their callbacks."""
         self._eager = False
+        while self.unmirrored:
+            try:
+                waited = self.unmirrored.popleft()()
+            except IndexError:
+                break  # another thread was faster
+            if waited is not None:
+                waited.mirror()
         unsettled = self.unsettled
         while unsettled:
             try:
@@ -425,11 +437,13 @@ class Link:
             self._fail_call(call, self._failed())
 
     def _fail_call(self, call: Call, error: BaseException) -> None:
-        future = call.future
-        if future is not None:
-            self.unsettled[call.id] = future
-        call.fail(error)
-        if future is not None and not future.waited:
+        if not call.is_future:
+            call.fail(error)
+            return
+        future = cast("CallFuture[Any]", call)
+        self.unsettled[call.id] = future
+        future.fail(error)
+        if not future.waited:
             self.agent.pool.submit(self.settle)
 
     def _failed(self) -> BaseException:

@@ -167,28 +167,31 @@ class Monitor:
                 if not channel.try_flush():
                     self._agent.pool.submit(channel.flush)
                 busy = True
-            sent, reads = traffic.get(id(link), (-1, -1))
-            link.prompt = sending_paused = sent == link.sent
-            if (link.sent, channel.reads) != (sent, reads):
-                traffic[id(link)] = link.sent, channel.reads
+            activity, reads = traffic.get(id(link), (-1, -1))
+            link.prompt = paused = activity == link.activity
+            if (link.activity, channel.reads) != (activity, reads):
+                traffic[id(link)] = link.activity, channel.reads
                 busy = True
-            unread = (sending_paused and reads == channel.reads) or len(link.pending) > UNREAD_LIMIT
+            unread = (paused and reads == channel.reads) or len(link.pending) > UNREAD_LIMIT
             if unread and not link.armed and not channel.read_lock.locked():
                 # Also without pending calls: a goodbye, or the end of the connection, is to be seen.
                 link.arm()
                 busy = True
-            if link.unsettled:
+            if link.unsettled or link.unmirrored:
                 busy = True
-                self._tend_futures(link, sending_paused)
+                self._tend_futures(link, paused)
         return busy
 
-    def _tend_futures(self, link: Link, sending_paused: bool) -> None:
+    def _tend_futures(self, link: Link, paused: bool) -> None:
         """Answers that nobody has fetched for a whole tick are settled in the pool."""
-        try:
-            first = next(iter(link.unsettled))
-        except (RuntimeError, StopIteration):
+        if len(link.unsettled) > UNREAD_LIMIT or len(link.unmirrored) > UNREAD_LIMIT:
+            self._agent.pool.submit(link.settle)
             return
-        if (link.first_unsettled == first and sending_paused) or len(link.unsettled) > UNREAD_LIMIT:
+        try:
+            first = next(iter(link.unsettled), 0)
+        except RuntimeError:
+            return  # it changes at this moment
+        if paused and (link.first_unsettled == first or link.unmirrored):
             self._agent.pool.submit(link.settle)
         link.first_unsettled = first
 

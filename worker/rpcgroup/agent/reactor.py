@@ -123,7 +123,10 @@ class Reactor:
 
     def add_outgoing(self, fd: int, outgoing: Outgoing) -> None:
         self._outgoing[fd] = outgoing
-        self._epoll.register(fd, _READ_ONCE)
+        try:
+            self._epoll.register(fd, _READ_ONCE)
+        except (OSError, ValueError):
+            pass  # failed or closed meanwhile
 
     def remove_outgoing(self, fd: int) -> None:
         self._forget(fd, self._outgoing)
