@@ -712,9 +712,8 @@ def test_closing_fails_what_is_pending_and_leaves_nothing(cluster: LocalCluster,
         future.wait()
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
-    assert not [
-        t.name for t in threading.enumerate() if t.name.startswith("rpcgroup-") and t.name.endswith("-a")
-    ]
+    kinds = "monitor", "pool", "reactor", "acceptor"
+    assert not {t.name for t in threading.enumerate()} & {f"rpcgroup-{kind}-a" for kind in kinds}
     gates["g"].set_result(1)
     a.close()
 

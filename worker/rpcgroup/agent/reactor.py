@@ -108,7 +108,7 @@ class Reactor:
         """Read requests from this channel from now on."""
         fd = incoming.channel.stream.fileno()
         self._incoming[fd] = incoming
-        self._epoll.register(fd, _READ)
+        self._register(fd, _READ)
 
     def unwatch(self, incoming: Incoming) -> None:
         """Before its stream is closed: the number of the descriptor will be given to another."""
@@ -123,13 +123,16 @@ class Reactor:
 
     def add_outgoing(self, fd: int, outgoing: Outgoing) -> None:
         self._outgoing[fd] = outgoing
-        try:
-            self._epoll.register(fd, _READ_ONCE)
-        except (OSError, ValueError):
-            pass  # failed or closed meanwhile
+        self._register(fd, _READ_ONCE)
 
     def remove_outgoing(self, fd: int) -> None:
         self._forget(fd, self._outgoing)
+
+    def _register(self, fd: int, events: int) -> None:
+        try:
+            self._epoll.register(fd, events)
+        except (OSError, ValueError):
+            pass  # the connection broke, or this reactor was closed, meanwhile
 
     def arm(self, fd: int) -> None:
         """Tell `read_unattended` once when there is something to read."""
