@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from benchmarks.meeting import Meeting
@@ -23,6 +24,7 @@ def compare(
 ) -> Report:
     """Run `rounds` slices of `seconds` of each workload with each peer, peer after peer within a round."""
     chosen = [w for w in WORKLOADS if w.name in workloads]
+    load = os.getloadavg()[0]
     stages: dict[str, Stage] = {}
     try:
         for peer in _cast(chosen, peers):
@@ -32,7 +34,7 @@ def compare(
     finally:
         for stage in stages.values():
             stage.close()
-    return Report(rows, list(peers))
+    return Report(rows, list(peers), load)
 
 
 def _cast(workloads: Sequence[Workload], peers: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -46,7 +47,9 @@ class Row:
 class Report:
     rows: list[Row]
     peers: list[str]
-    load: float = field(default_factory=lambda: os.getloadavg()[0])
+    load: float = 0.0
+    """Runnable processes before the run, averaged over a minute."""
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     def table(self) -> str:
         head = ["", "unit", *self.peers, f"{OURS} / {THEIRS}", "bar", ""]
@@ -63,17 +66,23 @@ class Report:
         ]
         return _markdown([head, *body])
 
+    def machine(self) -> dict[str, object]:
+        """What the figures were measured on."""
+        return {
+            "cpu": _processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "load before": round(self.load, 2),
+            "date": self.date,
+        }
+
     def to_json(self) -> str:
         return json.dumps(self._data(), indent=2) + "\n"
 
     def _data(self) -> dict[str, object]:
         return {
-            "machine": {
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "load before": self.load,
-            },
+            "machine": self.machine(),
             "metrics": [
                 {
                     "name": row.metric.name,
@@ -111,6 +120,13 @@ class Report:
         axes.legend()
         figure.savefig(path, dpi=120)
         pyplot.close(figure)
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def _speedup(row: Row, peer: str) -> float | None:
