@@ -102,7 +102,7 @@ class Future(torch.futures.Future[T]):
 
     # -- callbacks ----------------------------------------------------------------------------------------
 
-    def then(self, callback: Callable[[Future[T]], S]) -> Future[S]:  # type: ignore[override]
+    def then(self, callback: Callable[[Future[T]], S]) -> Future[S]:
         """A future of what `callback(self)` returns or raises, run once this one is done."""
         result: Future[S] = Future()
 
@@ -115,7 +115,7 @@ class Future(torch.futures.Future[T]):
         self._when_settled(run)
         return result
 
-    def add_done_callback(self, callback: Callable[[Future[T]], None]) -> None:  # type: ignore[override]
+    def add_done_callback(self, callback: Callable[[Future[T]], None]) -> None:
         """As `then`, without a result; what it raises is logged."""
         self._when_settled(callback)
 

@@ -257,12 +257,13 @@ class Group:
         return missing
 
     def _log_and_remove(self, change: Change) -> None:
+        if change.member.name == self.name:
+            return  # evicted by mistake: the seat puts the record back, and I know that I live
         if change.kind is ChangeKind.LEFT:
             self.agent.remove_member(change.member, "has left the group")
         elif change.kind is ChangeKind.DIED:
             self.agent.remove_member(change.member, "has died")
-            if change.member.name != self.name:
-                _log.warning("%s has died", change.member.name)
+            _log.warning("%s has died", change.member.name)
 
     def is_unreachable(self, name: str) -> bool:
         with self._lock:
