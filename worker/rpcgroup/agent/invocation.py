@@ -64,19 +64,16 @@ class Invocation:
     def _python_call(self, session: Session, frame: Frame) -> None:
         session.begin(frame.id)
         function = session.functions.get(frame.function)
-        if function is None or function.slow:
-            if function is None:
-                self._run(session, frame)
-            else:
-                self._run_later(session, frame, self._run)
-        elif frame.flags or not function.plain or self._agent.refuses_calls:
-            self._run(session, frame)
+        if function is not None and function.slow:
+            self._run_later(session, frame, self._run)
+        elif function is not None and function.plain and not frame.flags and not self._agent.refuses_calls:
+            self._call(session, frame.id, function, (), None)  # nothing to decode
         else:
-            self._call(session, frame.id, function, (), None)
+            self._run(session, frame)
 
     def _remote_call(self, session: Session, frame: Frame) -> None:
         session.begin(frame.id)
-        function = session.functions.get(frame.function) if frame.function else None
+        function = session.functions.get(frame.function)
         if function is not None and function.slow:
             self._run_later(session, frame, self._run_remote)
         else:
