@@ -33,6 +33,8 @@ __all__ = ["Invocation"]
 
 QUICK: Final = TICK / 4
 """Seconds: a run in the pool that stays below takes one off what its function owes."""
+DEFINITION_SECONDS: Final = 1.0
+"""How long a call waits for the definition that another thread has read."""
 
 _log = logging.getLogger(__name__)
 
@@ -162,16 +164,27 @@ class Invocation:
         number = frame.function
         if not number:
             call, args, kwargs = values
-            return Function(call, None), args, kwargs
+            return Function(call), args, kwargs
         function = session.functions.get(number)
-        if function is None:
-            raise RemoteProtocolError(f"function number {number} was never defined on this channel")
-        if function.error is not None:
-            raise function.error
+        if function is None or function.call is None:
+            function = self._load(session, number)
         if flags & KEYWORDS:
             args, kwargs = values
             return function, args, kwargs
         return function, values, None
+
+    def _load(self, session: Session, number: int) -> Function:
+        """The function of a definition; raises what loading it raises."""
+        deadline = time.monotonic() + DEFINITION_SECONDS
+        while (function := session.functions.get(number)) is None:
+            # It came before this call; the thread that took it was a leader until a moment ago.
+            if time.monotonic() > deadline:
+                raise RemoteProtocolError(f"function number {number} was never defined on this channel")
+            time.sleep(TICK)
+        if function.call is None:
+            call = load_function(function.description)
+            function = session.functions[number] = self._functions.setdefault(call, Function(call))
+        return function
 
     def _receive(self, session: Session, pending: list[Any], forks: list[Any]) -> list[Any]:
         references, unconfirmed = session.forks.receive(forks)
@@ -284,15 +297,7 @@ class Invocation:
     # -- the channel's own --------------------------------------------------------------------------------
 
     def _define(self, session: Session, frame: Frame) -> None:
-        try:
-            call = load_function(frame.body)
-        except BaseException as exc:
-            session.functions[frame.function] = Function(None, exc)
-            return
-        function = self._functions.get(call)
-        if function is None:
-            function = self._functions[call] = Function(call, None)
-        session.functions[frame.function] = function
+        session.functions[frame.function] = Function(None, frame.body)
 
     def _cancel(self, session: Session, frame: Frame) -> None:
         if session.waiting.pop(frame.id, None) is not None:

@@ -32,18 +32,20 @@ _log = logging.getLogger(__name__)
 
 
 class Function:
-    """A function that peers call by number, or why it cannot be called. Shared by all sessions of an agent.
+    """A function that peers call. Shared by all sessions of an agent once it is loaded.
 
+    Loading can take long (it imports), so the first call does it: a definition is never overtaken by its calls.
     `slow` > 0: it has run for a whole tick, so the pool runs it; each quick run there takes one off.
     """
 
-    __slots__ = ("call", "error", "is_async", "plain", "slow")
+    __slots__ = ("call", "description", "is_async", "plain", "slow")
 
-    def __init__(self, call: Callable[..., Any] | None, error: BaseException | None) -> None:
+    def __init__(self, call: Callable[..., Any] | None, description: bytes | bytearray = b"") -> None:
         self.call = call
-        self.error = error
+        """None: not loaded; `description` says what to load."""
+        self.description = description
         self.is_async = getattr(call, "_rpcgroup_async_execution", False)
-        self.plain = error is None and not self.is_async
+        self.plain = call is not None and not self.is_async
         self.slow = 0
 
 
