@@ -101,7 +101,7 @@ class Report:
         import matplotlib
 
         matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
 
         others = [peer for peer in self.peers if peer != THEIRS]
         figure, axes = pyplot.subplots(figsize=(9, 0.5 + 0.55 * len(self.rows)), layout="constrained")
@@ -115,6 +115,7 @@ class Report:
         )
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         axes.axvline(1, color="black", linewidth=1)
         axes.set_xlabel(f"times as fast as {THEIRS}")
         axes.legend()
