@@ -428,7 +428,7 @@ def test_a_call_that_takes_too_long(cluster: LocalCluster, a: Agent, how: str) -
             a.rpc_sync("b", when_opened, ("g",), timeout=0.05)
         error: BaseException = raised.value
     elif how == "follower":
-        leader = threading.Thread(target=lambda: a.rpc_sync("b", when_opened, ("g",)))
+        leader = threading.Thread(target=a.rpc_sync, args=("b", when_opened, ("g",)))
         leader.start()
         until(lambda: a._link("b").channel.read_lock.locked())
         with pytest.raises(CallTimeoutError) as raised:

@@ -75,10 +75,13 @@ class Peer:
         if agent.closing:
             raise PeerUnreachableError(f"{self.name} is not called any more: this worker is shutting down")
         channel_id = secrets.token_hex(8)
+        deadline = time.monotonic() + agent.options.connect_timeout
         try:
-            stream, identity, _ = self._dial(channel_id, 0, False, agent.options.connect_timeout)
+            stream, identity, _ = self._dial_until(deadline, channel_id, 0, False)
         except HandshakeError as exc:
-            raise PeerUnreachableError(f"{self.name} at {self.record.address} was not accepted: {exc}") from exc
+            raise PeerUnreachableError(
+                f"{self.name} at {self.record.address} was not accepted: {exc}"
+            ) from exc
         except OSError as exc:
             raise PeerUnreachableError(
                 f"{self.name} at {self.record.address} cannot be reached: {_reason(exc)}"
@@ -95,25 +98,37 @@ class Peer:
         """
         deadline = time.monotonic() + self.agent.options.suspicion
         last: BaseException = cause
-        while not self.gone and not self.agent.closing:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                break
+        if not self.gone and not self.agent.closing:
             try:
-                stream, _, received = self._dial(
-                    link.channel_id, link.channel.reader.received, True, remaining
-                )
-                return stream, received
-            except (ConnectionRefusedError, HandshakeError) as exc:
-                last = exc
-                break
+                received = link.channel.reader.received
+                stream, _, received_by_peer = self._dial_until(deadline, link.channel_id, received, True)
+                return stream, received_by_peer
             except OSError as exc:
                 last = exc
-                time.sleep(min(RETRY_PAUSE, max(0.0, deadline - time.monotonic())))
-        why = self.gone or f"was lost: the connection broke ({_reason(cause)}) and did not come back ({_reason(last)})"
+        why = (
+            self.gone
+            or f"was lost: the connection broke ({_reason(cause)}) and did not come back ({_reason(last)})"
+        )
         raise PeerUnreachableError(f"{self.name} at {self.record.address} {why}")
 
-    def _dial(self, channel_id: str, received: int, resuming: bool, timeout: float) -> tuple[Stream, Identity, int]:
+    def _dial_until(
+        self, deadline: float, channel_id: str, received: int, resuming: bool
+    ) -> tuple[Stream, Identity, int]:
+        """Dial, again and again while the connection breaks; not where the port is closed or we are refused."""
+        while True:
+            try:
+                return self._dial(channel_id, received, resuming, max(0.01, deadline - time.monotonic()))
+            except (ConnectionRefusedError, HandshakeError):
+                raise
+            except OSError:
+                in_vain = self.gone or self.agent.closing
+                if in_vain or time.monotonic() + RETRY_PAUSE >= deadline:
+                    raise
+                time.sleep(RETRY_PAUSE)
+
+    def _dial(
+        self, channel_id: str, received: int, resuming: bool, timeout: float
+    ) -> tuple[Stream, Identity, int]:
         agent = self.agent
         stream = agent.transport.connect(self.record.address, timeout)
         try:

@@ -115,6 +115,7 @@ class _FaultyStream:
         self.address = address
         self.closed = False
         self.silent_since = 0.0
+        self._severed = False
         self.fileno = inner.fileno
         self.set_handshake_timeout = inner.set_handshake_timeout
         self.wait_readable = inner.wait_readable
@@ -125,8 +126,10 @@ class _FaultyStream:
         self._to_receive = cut.received
 
     def sever(self) -> None:
-        self._network._count_severed()
-        self._inner.shutdown()
+        if not self._severed:
+            self._severed = True
+            self._network._count_severed()
+            self._inner.shutdown()
 
     def send(self, data: Buffer) -> int:
         gate = self._network._gate(self.address)
