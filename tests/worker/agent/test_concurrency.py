@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from rpcgroup.agent import invocation
 from rpcgroup.agent.agent import Agent
@@ -45,3 +46,18 @@ def test_a_definition_that_loads_slowly_is_not_overtaken_by_its_call(
 
     monkeypatch.setattr(invocation, "load_function", load_after_a_takeover)
     assert a.rpc_sync("b", add, (1, 2)) == 3
+
+
+def test_collect_all_sees_a_future_that_was_waited_for_and_let_go(a: Agent) -> None:
+    future = a.rpc_async("b", add, (1, 2))
+    collected = torch.futures.collect_all([future])
+    assert future.wait() == 3
+    del future
+    assert [f.value() for f in wait_in_cpp(collected)] == [3]
+
+
+def wait_in_cpp(future: torch.futures.Future[Any]) -> Any:
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    assert done.wait(PATIENCE)
+    return future.value()

@@ -42,7 +42,9 @@ class CallFuture(Future[T], Call):
                 self._await_answer()
             if link.unsettled.pop(self.id, None) is not None:
                 self._decode()
-                link.unmirrored.append(weakref.ref(self))
+                link.unmirrored[self.id] = weakref.ref(self)
+                if link.agent.monitor.cold:
+                    link.agent.monitor.wake()
                 if self._callbacks:
                     # This thread wants the value and must not run others' callbacks.
                     link.agent.pool.submit(self._run_callbacks)
@@ -100,6 +102,15 @@ class CallFuture(Future[T], Call):
 
     def _claim_settling(self) -> bool:
         return False
+
+    def __del__(self) -> None:
+        try:
+            if self._settled and self.link.unmirrored.pop(self.id, None) is not None:
+                self.mirror()  # a `collect_all` may outlive this object
+        except Exception:
+            pass  # at interpreter exit even torch may be gone
+        if self._error is not None:
+            super().__del__()
 
     def _decode(self) -> None:
         try:

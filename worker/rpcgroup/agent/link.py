@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -84,8 +83,8 @@ class Link:
         """Futures whose answers have been read, by id; whoever takes one out settles it."""
         self.claimed: dict[int, object] = {}
         """Ids of futures for which a thread waits through this link."""
-        self.unmirrored: deque[weakref.ref[CallFuture[Any]]] = deque()
-        """Futures that a waiter has settled, and torch's part of which is not filled in."""
+        self.unmirrored: dict[int, weakref.ref[CallFuture[Any]]] = {}
+        """Futures that a waiter has settled; whoever takes one out fills in torch's part, at the latest `__del__`."""
         self.first_unsettled = 0
         """The monitor's: the id of the first of them a tick ago."""
         self._eager = False
@@ -295,6 +294,7 @@ class Link:
                 if call.is_future:
                     # Before it is answered: whoever sees that looks here.
                     future = cast("CallFuture[Any]", call)
+                    future.frame = frame  # whoever takes it out settles it at once
                     self.unsettled[frame.id] = future
                     if future.eager:
                         self._eager = True
@@ -320,20 +320,16 @@ class Link:
     def settle(self) -> None:
         """Settle the futures whose answers are here, in order; runs their callbacks."""
         self._eager = False
-        while self.unmirrored:
-            try:
-                waited = self.unmirrored.popleft()()
-            except IndexError:
-                break  # another thread was faster
-            if waited is not None:
+        # Copied at once, then claimed one by one: the first entry of a dict that shrinks is found ever more slowly.
+        for id, reference in list(self.unmirrored.items()):
+            waited = reference()
+            # Held first, then taken out: a future that dies in between does it by itself.
+            if self.unmirrored.pop(id, None) is not None and waited is not None:
                 waited.mirror()
-        unsettled = self.unsettled
-        while unsettled:
-            try:
-                future = unsettled.pop(next(iter(unsettled)))
-            except (KeyError, RuntimeError, StopIteration):
-                continue  # another thread was faster
-            future.settle()
+        for id in list(self.unsettled):
+            future = self.unsettled.pop(id, None)
+            if future is not None:
+                future.settle()
 
     def decode_answer(self, frame: Frame) -> Any:
         """The value of an answer; raises the callee's exception."""
@@ -441,6 +437,7 @@ class Link:
             call.fail(error)
             return
         future = cast("CallFuture[Any]", call)
+        future.error = error
         self.unsettled[call.id] = future
         future.fail(error)
         if not future.waited:
