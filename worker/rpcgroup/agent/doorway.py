@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from rpcgroup.agent.peer import receive_exactly, send_exactly
+from rpcgroup.agent.exchange import Exchange
 from rpcgroup.agent.session import Session
 from rpcgroup.errors import HandshakeError
 from rpcgroup.transport.base import Listener, Stream
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Doorway"]
 
 HANDSHAKE_TIMEOUT: Final = 5.0
-"""Seconds that a stranger may take for each of its two messages."""
+"""Seconds that a stranger may take for the whole of it."""
 MAX_STRANGERS: Final = 256
 """Connections in the handshake at once; further ones are closed at once."""
 
@@ -84,22 +84,21 @@ class Doorway:
         agent = self._agent
         held: list[Session] = []
         hello: Hello | None = None
+        exchange = Exchange(stream, HANDSHAKE_TIMEOUT)
         try:
-            stream.set_handshake_timeout(HANDSHAKE_TIMEOUT)
             hello = accept_handshake(
-                lambda data: send_exactly(stream, data),
-                lambda n: receive_exactly(stream, n),
-                agent.secret,
-                agent.identity,
-                partial(self._admit, held),
+                exchange.send, exchange.receive, agent.secret, agent.identity, partial(self._admit, held)
             )
-            stream.set_handshake_timeout(None)
-        except HandshakeError as exc:
+            exchange.end()
+        except (HandshakeError, TimeoutError) as exc:
             _log.warning("a connection was refused: %s", exc)
-        except BlockingIOError:
-            _log.warning("a connection was refused: no handshake within %.0f s", HANDSHAKE_TIMEOUT)
         except OSError as exc:
-            _log.debug("a connection ended in the handshake: %s", exc)
+            # One that ends without a word is a probe of the port.
+            _log.log(
+                logging.WARNING if exchange.received else logging.DEBUG,
+                "a connection was refused: it broke off in the handshake (%s)",
+                exc,
+            )
         with self._lock:
             self._strangers.discard(stream)
         if hello is None or self._closed:

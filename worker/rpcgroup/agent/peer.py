@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from rpcgroup.agent.exchange import Exchange
 from rpcgroup.agent.forks import Forks
 from rpcgroup.agent.link import Link
 from rpcgroup.errors import HandshakeError, PeerUnreachableError
@@ -131,11 +132,11 @@ class Peer:
     ) -> tuple[Stream, Identity, int]:
         agent = self.agent
         stream = agent.transport.connect(self.record.address, timeout)
+        exchange = Exchange(stream, timeout)
         try:
-            stream.set_handshake_timeout(timeout)
             identity, received_by_peer = dial_handshake(
-                lambda data: send_exactly(stream, data),
-                lambda n: receive_exactly(stream, n),
+                exchange.send,
+                exchange.receive,
                 agent.secret,
                 agent.identity,
                 self.name,
@@ -144,32 +145,11 @@ class Peer:
                 received,
                 resuming,
             )
-            stream.set_handshake_timeout(None)
-        except BlockingIOError as exc:
-            stream.close()
-            raise TimeoutError(f"no answer to the handshake within {timeout:.1f} s") from exc
+            exchange.end()
         except BaseException:
             stream.close()
             raise
         return stream, identity, received_by_peer
-
-
-def send_exactly(stream: Stream, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[stream.send(view) :]
-
-
-def receive_exactly(stream: Stream, count: int) -> bytes:
-    """Raises `ConnectionResetError` where the stream ends before."""
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        n = stream.receive(view)
-        if n == 0:
-            raise ConnectionResetError("the peer closed the connection in the handshake")
-        view = view[n:]
-    return bytes(data)
 
 
 def _reason(exc: BaseException) -> str:
