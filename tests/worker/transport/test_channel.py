@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -431,3 +431,40 @@ def test_many_threads_write_every_frame_once_and_whole() -> None:
         mine = [c for c in ends.received[1] if c.startswith(f"{n}:".encode())]
         assert len(mine) == each
         assert [len(c) > 10_000 for c in mine] == [turn % 50 == 0 for turn in range(each)]
+
+
+class LateLock:
+    """A write lock at whose release, while it is still held, another thread comes and finds it held."""
+
+    def __init__(self, another_thread: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._another_thread: Callable[[], None] | None = another_thread
+
+    def acquire(self, blocking: bool = True) -> bool:
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        another_thread, self._another_thread = self._another_thread, None
+        if another_thread is not None:
+            another_thread()
+        self._lock.release()
+
+
+@pytest.mark.parametrize("write", [Channel.send_acknowledgement, Channel.try_flush])
+def test_a_frame_that_is_queued_while_another_thread_writes_is_not_left_behind(
+    write: Callable[[Channel], bool],
+) -> None:
+    """The other's flush found somebody at it, and went: who held the lock has to say that there is more."""
+    stream = FakeStream()
+    channel = Channel(stream, FrameReader())
+    late = pack_frame(7, 0, 7, 0, 0, 0, b"late")
+
+    def another_thread() -> None:
+        channel.queue(late)
+        channel.flush()
+        assert channel.out
+
+    channel.write_lock = LateLock(another_thread)  # type: ignore[assignment]
+    assert write(channel) is False
+    channel.flush()
+    assert bytes(stream.sent).endswith(bytes(late))

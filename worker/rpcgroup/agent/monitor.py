@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from rpcgroup.agent.agent import Agent
     from rpcgroup.agent.link import Link
+    from rpcgroup.transport.channel import Channel
+    from rpcgroup.transport.channel import Channel
 
 __all__ = ["Monitor"]
 
@@ -177,21 +179,21 @@ class Monitor:
                 # Also without pending calls: a goodbye, or the end of the connection, is to be seen.
                 link.arm()
                 busy = True
-            if link.unsettled or link.unmirrored:
+            if link.unsettled:
                 busy = True
                 self._tend_futures(link, paused)
         return busy
 
     def _tend_futures(self, link: Link, paused: bool) -> None:
         """Answers that nobody has fetched for a whole tick are settled in the pool."""
-        if len(link.unsettled) > UNREAD_LIMIT or len(link.unmirrored) > UNREAD_LIMIT:
+        if len(link.unsettled) > UNREAD_LIMIT:
             self._agent.pool.submit(link.settle)
             return
         try:
             first = next(iter(link.unsettled), 0)
         except RuntimeError:
             return  # it changes at this moment
-        if paused and (link.first_unsettled == first or link.unmirrored):
+        if paused and first and link.first_unsettled == first:
             self._agent.pool.submit(link.settle)
         link.first_unsettled = first
 
@@ -218,13 +220,10 @@ class Monitor:
         for link in agent.links():
             if not link.armed:
                 link.arm()
-            channel = link.channel
-            if channel.reader.received != channel.acked_to_peer:
-                channel.send_acknowledgement()
+            self._acknowledge(link.channel)
         for session in agent.sessions():
-            channel = session.channel
-            if channel is not None and channel.reader.received != channel.acked_to_peer:
-                channel.send_acknowledgement()
+            if session.channel is not None:
+                self._acknowledge(session.channel)
         agent.reap()
         token, runs = agent.reactor.token, agent.reactor.token.runs
         self.cold = True
@@ -234,6 +233,17 @@ class Monitor:
             or (token, runs) != (agent.reactor.token, agent.reactor.token.runs)
             or agent.pool.waiting
             or self._soon
-            or any(link.channel.out or (link.pending and not link.armed) for link in agent.links())
+            or any(
+                link.channel.out or link.unsettled or link.unmirrored or (link.pending and not link.armed)
+                for link in agent.links()
+            )
         ):
             self.wake()
+
+    def _acknowledge(self, channel: Channel) -> None:
+        if channel.reader.received != channel.acked_to_peer and not channel.send_acknowledgement():
+            self._agent.pool.submit(channel.flush)
+
+    def _acknowledge(self, channel: Channel) -> None:
+        if channel.reader.received != channel.acked_to_peer and not channel.send_acknowledgement():
+            self._agent.pool.submit(channel.flush)

@@ -87,6 +87,11 @@ class Channel:
                 self._write_queued()
             except OSError:
                 self.broken = True
+            except BaseException:
+                # KeyboardInterrupt, with a frame half written: only a new connection can go on.
+                self.broken = True
+                self.stream.shutdown()
+                raise
             finally:
                 lock.release()
 
@@ -101,17 +106,17 @@ class Channel:
             data = self._take_batch()
             if data:
                 self._try_send(data)
-            return not self.out
         except OSError:
             self.broken = True
-            return True
         finally:
             self.write_lock.release()
+        # After the release: whoever queued something meanwhile has found the lock taken and relies on this.
+        return not self.out or self.broken
 
-    def send_acknowledgement(self) -> None:
-        """Tell the peer what has arrived; nothing else would carry it. Does not wait for room."""
+    def send_acknowledgement(self) -> bool:
+        """Tell the peer what has arrived; nothing else would carry it. Does not wait for room; False as above."""
         if self.broken or not self.write_lock.acquire(False):
-            return
+            return True
         try:
             if not (self.out and isinstance(self.out[0], memoryview)):
                 self._try_send(HEADER.pack(0, 0, 0, 0, 0, 0, 0, self.acknowledgement()))
@@ -119,6 +124,7 @@ class Channel:
             self.broken = True
         finally:
             self.write_lock.release()
+        return not self.out or self.broken
 
     def _try_send(self, data: bytes | memoryview) -> None:
         try:
