@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -61,3 +61,10 @@ def wait_in_cpp(future: torch.futures.Future[Any]) -> Any:
     future.add_done_callback(lambda _: done.set())
     assert done.wait(PATIENCE)
     return future.value()
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)

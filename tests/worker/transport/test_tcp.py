@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
 from rpcgroup.errors import RpcGroupError
-from rpcgroup.transport.tcp import TcpTransport
+from rpcgroup.transport.tcp import TcpTransport, owed_silence
 
 
 def test_a_port_in_use_says_what_to_do() -> None:
@@ -59,9 +60,49 @@ def test_a_peer_that_does_not_read_is_not_silent() -> None:
     with pytest.raises(BlockingIOError):
         while True:
             near.try_send(bytes(65536))
-    assert near.silence() < 10
+    assert near.silence() == 0
     for end in (near, far, listener):
         end.close()
+
+
+def tcp_info(
+    *, retransmits: int = 0, probes: int = 0, unacked: int = 0, last_ack: int = 0, not_sent: int = 0
+) -> bytes:
+    """As linux/tcp.h lays it out."""
+    info = bytearray(232)
+    info[2], info[3] = retransmits, probes
+    for offset, value in ((24, unacked), (56, last_ack), (144, not_sent)):
+        info[offset : offset + 4] = value.to_bytes(4, sys.byteorder)
+    return bytes(info)
+
+
+@pytest.mark.parametrize(
+    ("info", "seconds"),
+    [
+        (tcp_info(last_ack=900), 0),
+        (tcp_info(unacked=3, last_ack=5000), 0),
+        (tcp_info(unacked=3, retransmits=1, last_ack=1500), 1.5),
+        (tcp_info(probes=1, last_ack=1010), 0),
+        (tcp_info(probes=1, last_ack=1300), 1.3),
+        (tcp_info(probes=2, last_ack=2300), 2.3),
+        (tcp_info(probes=9, last_ack=9000, not_sent=100), 0),
+        (tcp_info(retransmits=2, last_ack=9000, not_sent=100, unacked=1), 9),
+        (b"\0" * 100, 0),
+    ],
+    ids=[
+        "idle",
+        "sent",
+        "sent-again",
+        "asked",
+        "not-answered",
+        "asked-twice",
+        "full",
+        "full-and-lost",
+        "short",
+    ],
+)
+def test_who_owes_a_sign_of_life(info: bytes, seconds: float) -> None:
+    assert owed_silence(info) == seconds
 
 
 def test_a_closed_stream_is_not_silent() -> None:

@@ -16,11 +16,14 @@ __all__ = ["TcpTransport"]
 
 _BACKLOG: Final = 1024
 
-# struct tcp_info of linux/tcp.h: offsets of the fields read below.
-_TCP_INFO_SIZE: Final = 148
-_UNACKED: Final = struct.Struct("24xI")
-_LAST_ACK_RECEIVED: Final = struct.Struct("56xI")
-_NOT_SENT: Final = struct.Struct("144xI")
+KEEP_ALIVE_SECONDS: Final = 1
+"""After that long without traffic the kernel asks the peer's kernel for a sign of life."""
+ROUND_TRIP: Final = 0.25
+"""Seconds: an answer to that question may be under way for as long."""
+
+# struct tcp_info of linux/tcp.h: the fields read below.
+_TCP_INFO: Final = struct.Struct("2xBB20xI28xI84xI")
+"""retransmits, probes, unacked (segments), last_ack_recv (ms), notsent_bytes"""
 
 
 class TcpStream(SocketStream):
@@ -36,28 +39,35 @@ class TcpStream(SocketStream):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if sys.platform == "linux":
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_SECONDS)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_SECONDS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
     def silence(self) -> float:
-        """Seconds since the peer's kernel last acknowledged anything.
-
-        0 while data waits for the peer to read it (a zero window): its kernel owes nothing then.
-        """
         if sys.platform != "linux":
             return 0.0
         try:
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         except OSError:
             return 0.0
-        if len(info) < _TCP_INFO_SIZE:
-            return 0.0
-        in_flight = _UNACKED.unpack_from(info)[0]
-        if not in_flight and _NOT_SENT.unpack_from(info)[0]:
-            return 0.0
-        milliseconds: int = _LAST_ACK_RECEIVED.unpack_from(info)[0]
-        return milliseconds / 1000
+        return owed_silence(info)
+
+
+def owed_silence(info: bytes) -> float:
+    """From a `tcp_info`: seconds since the peer's kernel has acknowledged anything, where it should have.
+
+    It should where data had to be sent again, or where a question for a sign of life was out for longer than
+    its answer may take. Data that waits for the peer to read (a zero window) asks for nothing.
+    """
+    if len(info) < _TCP_INFO.size:
+        return 0.0
+    retransmits, probes, unacked, last_ack, not_sent = _TCP_INFO.unpack_from(info)
+    silence: float = last_ack / 1000
+    if not unacked and not_sent:
+        return 0.0
+    if retransmits or (probes and silence > KEEP_ALIVE_SECONDS + ROUND_TRIP):
+        return silence
+    return 0.0
 
 
 class TcpListener:
