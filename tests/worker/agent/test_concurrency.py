@@ -68,3 +68,31 @@ def await_that(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         threading.Event().wait(0.005)
+
+
+def test_a_keyboard_interrupt_in_a_write_or_in_a_wait_leaves_the_link_usable(
+    a: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert a.rpc_sync("b", add, (1, 2)) == 3
+    (link,) = a.links()
+    stream = link.channel.stream
+    send = stream.send
+
+    def send_a_part(data: Any) -> int:
+        if len(data) <= 5:
+            raise KeyboardInterrupt
+        return send(bytes(data)[: len(data) - 5])
+
+    stream.send = send_a_part  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        a.rpc_sync("b", add, (1, 2))
+    assert a.rpc_sync("b", add, (3, 4), timeout=PATIENCE) == 7
+
+    def interrupted(into: memoryview) -> int:
+        raise KeyboardInterrupt
+
+    link.channel.stream.receive = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        a.rpc_sync("b", add, (5, 6))
+    assert a.rpc_sync("b", add, (7, 8), timeout=PATIENCE) == 15
+    await_that(lambda: not link.pending)

@@ -205,7 +205,7 @@ class Agent:
             raise NotInitializedError("this process was forked from a worker and has no RPC of its own")
         peer = self._peers.get(to.name if isinstance(to, WorkerInfo) else to)
         if peer is None:
-            names = sorted(p.name for key, p in self._peers.items() if isinstance(key, str))
+            names = sorted(p.name for key, p in list(self._peers.items()) if isinstance(key, str))
             known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise UnknownWorkerError(f"no worker {to!r} in group {self.identity.group}; there are: {known or 'none'}")
         return peer
@@ -274,15 +274,14 @@ class Agent:
         if self.closing:  # looked at after the link could be seen: one of the two fails it
             link.fail(PeerUnreachableError(f"this worker ({self.name}) was shut down"))
             return
-        self.reactor.add_outgoing(link.channel.stream.fileno(), link)
-        link.armed = True
+        link.watch()
         self.on_reachable(peer.name, peer.incarnation)
 
     def link_lost(self, peer: Peer, link: Link) -> None:
         with self._links_lock:
             self._links = tuple(other for other in self._links if other is not link)
-        self.reactor.remove_outgoing(link.channel.stream.fileno())
-        for target in [key for key, ready in self._ready.items() if ready is link]:
+        # Copied at once: other threads add to it.
+        for target in [key for key, ready in list(self._ready.items()) if ready is link]:
             self._ready.pop(target, None)
         if not self.closing and not peer.gone:
             self.on_unreachable(peer.name, peer.incarnation)

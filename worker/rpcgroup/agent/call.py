@@ -66,6 +66,9 @@ class Call:
 
     def wait(self) -> Any:
         if not self.answered:
-            self.link.wait(self)
+            try:
+                self.link.wait(self)
+            except BaseException:  # KeyboardInterrupt: nobody will ask for the answer
+                self.link.cancel(self)
+                raise
         return self.result()
-

@@ -23,8 +23,9 @@ from rpcgroup.errors import (
     DrainedError,
     PeerUnreachableError,
     RemoteProtocolError,
+    RpcGroupError,
 )
-from rpcgroup.transport.base import READ_TIMEOUT
+from rpcgroup.transport.base import READ_TIMEOUT, Stream
 from rpcgroup.transport.channel import Channel
 from rpcgroup.wire.codec import FORMAT_MASK
 from rpcgroup.wire.exceptions import rebuild_exception
@@ -41,7 +42,7 @@ __all__ = ["KEYWORDS", "Link"]
 
 HELD_CALLS: Final = 4
 """Unanswered calls up to which each is written at once; beyond, they are held back and written together."""
-HELD_FRAMES: Final = 32
+HELD_FRAMES: Final = 64
 """Held-back frames that are written at the latest."""
 MAX_TIMEOUT_MS: Final = 0xFFFFFFFF
 """What the header can say: 49 days."""
@@ -56,6 +57,7 @@ _DEFINE: Final = int(MessageType.DEFINE_FUNCTION)
 _CANCEL: Final = int(MessageType.CANCEL)
 _GOODBYE: Final = int(MessageType.GOODBYE)
 C = TypeVar("C", bound=Call)
+_monotonic = time.monotonic
 _log = logging.getLogger(__name__)
 
 
@@ -94,8 +96,11 @@ class Link:
         self._ids = itertools.count(1)
         self._numbers = FunctionNumbers()
         self._define_lock = threading.Lock()  # guards definitions: queued before their number is visible
+        self._last_timeout: tuple[float, int] = (0.0, 0)
+        """What the last call asked for, and that in milliseconds: most calls ask for the same."""
         self._reader = 0
         """Identity of the thread that holds the read lock, while it reads."""
+        self._life_lock = threading.Lock()  # guards failure: no connection is attached or watched after it
 
     # -- sending ------------------------------------------------------------------------------------------
 
@@ -135,12 +140,14 @@ class Link:
             flags |= form
         channel, pending = self.channel, self.pending
         id = next(self._ids)
-        call.link, call.id = self, id
-        timeout_ms = 0
-        if timeout:
-            timeout_ms = min(max(1, int(timeout * 1000)), MAX_TIMEOUT_MS)
-            call.timeout_ms = timeout_ms
-            call.deadline = time.monotonic() + timeout_ms / 1000
+        call.link = self
+        call.id = id
+        asked = self._last_timeout
+        if asked[0] != timeout:
+            asked = timeout, min(max(1, int(timeout * 1000)), MAX_TIMEOUT_MS) if timeout else 0
+            self._last_timeout = asked
+        call.timeout_ms = timeout_ms = asked[1]
+        call.deadline = _monotonic() + timeout if timeout else 0.0
         frame = pack_frame(kind, flags, id, number, timeout_ms, channel.acknowledgement(), body, buffers)
         pending[id] = call
         channel.out.append(frame)
@@ -154,7 +161,7 @@ class Link:
         if not call.is_future:
             channel.flush()
         else:
-            if timeout_ms:
+            if timeout and call.deadline < monitor.next_deadline:
                 monitor.expect(call.deadline)
             if len(pending) <= HELD_CALLS or channel.queued_since_flush >= HELD_FRAMES or buffers:
                 channel.flush()
@@ -207,42 +214,57 @@ class Link:
             channel.flush()
         self.agent.reactor.step_aside()
         lock = channel.read_lock
-        while not call.answered:
-            if lock.acquire(False):
-                self._reader = _thread.get_ident()
-                kept = True
-                try:
-                    kept = self._lead(call)
-                finally:
-                    self._reader = 0
-                    if kept:
-                        lock.release()
-            elif self._reader == _thread.get_ident():
-                self._lead(call)  # unpickling an answer calls the same peer
-            else:
-                self._follow(call, lock)
-        if self._waiters and not lock.locked():
-            self._promote()
+        try:
+            while not call.answered:
+                if lock.acquire(False):
+                    self._lead_alone(call, lock)
+                elif self._reader == _thread.get_ident():
+                    self._lead(call)  # unpickling an answer calls the same peer
+                else:
+                    self._follow(call, lock)
+        finally:
+            if self._waiters and not lock.locked():
+                self._promote()
+
+    def _lead_alone(self, call: Call, lock: _thread.LockType) -> None:
+        """Lead, and let go of the read lock where it was not given to a repair."""
+        kept = True
+        try:
+            self._reader = _thread.get_ident()
+            kept = self._lead(call)
+        except BaseException as exc:
+            # KeyboardInterrupt: what was read may not be counted yet. Over a new connection it comes again.
+            kept = False
+            self._break(exc)
+            raise
+        finally:
+            self._reader = 0
+            if kept:
+                lock.release()
 
     def _lead(self, call: Call) -> bool:
         """Read until `call` is done; false when the read lock was given to a repair."""
         channel = self.channel
         frames = channel.reader.frames
+        late = False
         while not call.answered:
             if call.deadline:
                 remaining = call.deadline - time.monotonic()
-                if remaining < READ_TIMEOUT and not channel.stream.wait_readable(remaining):
-                    self.expire(call)
-                    break
+                if remaining < READ_TIMEOUT:
+                    # One read is allowed after the deadline: the answer may have come while this thread could not run.
+                    if late or not channel.stream.wait_readable(remaining):
+                        self.expire(call)
+                        break
+                    late = remaining <= 0
             try:
                 channel.receive()
+                while frames:
+                    self._deliver(frames.popleft())
             except BlockingIOError:
                 continue
-            except (OSError, EOFError, ValueError, RemoteProtocolError) as exc:
+            except Exception as exc:
                 self._break(exc)
                 return False
-            while frames:
-                self._deliver(frames.popleft())
             if self._eager:
                 self._eager = False
                 self.agent.pool.submit(self.settle)
@@ -256,15 +278,15 @@ class Link:
         lock.acquire()
         call.lock = lock
         self._waiters[call.id] = call
-        # Published first, then looked again: whoever completes or leaves after this sees the waiter.
-        if call.answered:
-            self._waiters.pop(call.id, None)
-        elif read_lock.locked():
-            if not call.deadline:
-                lock.acquire()
-            elif not lock.acquire(True, max(0.0, call.deadline - time.monotonic())):
-                self._waiters.pop(call.id, None)
-                self.expire(call)
+        try:
+            # Published first, then looked again: whoever completes or leaves after this sees the waiter.
+            if not call.answered and read_lock.locked():
+                if not call.deadline:
+                    lock.acquire()
+                elif not lock.acquire(True, max(0.0, call.deadline - time.monotonic())):
+                    self.expire(call)
+        finally:
+            self._waiters.pop(call.id, None)  # of whom nobody wakes any more
 
     def _promote(self) -> None:
         """Wake one waiter, which will try to read."""
@@ -363,7 +385,7 @@ class Link:
                     self._deliver(frames.popleft())
         except BlockingIOError:
             more = channel.reader.incomplete
-        except (OSError, EOFError, ValueError, RemoteProtocolError) as exc:
+        except Exception as exc:
             self._break(exc)
             kept = False
         finally:
@@ -400,19 +422,35 @@ class Link:
                 raise PeerUnreachableError(f"{self.peer.name} has left the group")
             if isinstance(cause, RemoteProtocolError):
                 raise PeerUnreachableError(f"{self.peer.name} broke the protocol: {cause}")
-            stream, received_by_peer = self.peer.reconnect(self, cause)
-            channel.resume(stream, received_by_peer)
-        except (PeerUnreachableError, RemoteProtocolError) as exc:
-            self.fail(exc)
+            self._resume(*self.peer.reconnect(self, cause))
+        except Exception as exc:
+            known = isinstance(exc, RpcGroupError)
+            self.fail(exc if known else PeerUnreachableError(f"{self.peer.name} was lost: {exc!r}"))
             channel.read_lock.release()
             return
-        self.agent.reactor.add_outgoing(stream.fileno(), self)
-        self.armed = True
         channel.read_lock.release()
         _log.info("the connection to %s was restored", self.peer.name)
         channel.flush()
         if self._waiters:
             self._promote()
+
+    def _resume(self, stream: Stream, received_by_peer: int) -> None:
+        with self._life_lock:
+            try:
+                if self.failure is not None:
+                    raise self._failed()
+                self.channel.resume(stream, received_by_peer)
+            except BaseException:
+                stream.close()
+                raise
+        self.watch()
+
+    def watch(self) -> None:
+        """Let the reactor tell of what arrives, on a new connection."""
+        with self._life_lock:
+            if self.failure is None:
+                self.armed = True  # before: the reactor may be told at once
+                self.agent.reactor.add_outgoing(self.channel.stream.fileno(), self)
 
     def interrupt(self) -> None:
         """Wake whoever reads or writes: they find the connection broken."""
@@ -420,10 +458,19 @@ class Link:
 
     def fail(self, error: BaseException) -> None:
         """For good: pending and later calls fail with `error`."""
-        if self.failure is None:
-            self.failure = error
-            self.peer.lost(self)
-        self.channel.close()
+        with self._life_lock:
+            first = self.failure is None
+            if first:
+                self.failure = error
+            self.agent.reactor.remove_outgoing(self.channel.stream.fileno())
+            self.channel.close()
+        try:
+            if first:
+                self.peer.lost(self)
+        finally:
+            self._fail_pending()
+
+    def _fail_pending(self) -> None:
         while self.pending:
             try:
                 _, call = self.pending.popitem()

@@ -243,7 +243,3 @@ class Monitor:
     def _acknowledge(self, channel: Channel) -> None:
         if channel.reader.received != channel.acked_to_peer and not channel.send_acknowledgement():
             self._agent.pool.submit(channel.flush)
-
-    def _acknowledge(self, channel: Channel) -> None:
-        if channel.reader.received != channel.acked_to_peer and not channel.send_acknowledgement():
-            self._agent.pool.submit(channel.flush)
