@@ -162,7 +162,7 @@ class Agent:
         link = self._ready.get(to) or self._link(to)
         if timeout == UNSET_TIMEOUT:
             timeout = self.options.rpc_timeout
-        return link.call(_PYTHON_CALL, function, args, kwargs, timeout, CallFuture())
+        return link.call(_PYTHON_CALL, function, args, kwargs, timeout, CallFuture.pending())
 
     def remote(
         self,
@@ -178,7 +178,7 @@ class Agent:
             timeout = self.options.rpc_timeout
         references = self.references
         rref, fork = references.begin_remote(link.peer.incarnation, link.peer.name)
-        future: CallFuture[Any] = CallFuture()
+        future: CallFuture[Any] = CallFuture.pending()
         rref._future = future
         try:
             link.call(_REMOTE_CALL, function, (fork.to_wire(), *args), kwargs, timeout, future)

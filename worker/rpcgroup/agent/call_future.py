@@ -1,8 +1,13 @@
-"""The future of a call: its answer is read by whoever waits, and decoded by whoever wants the value first."""
+"""The future of a call: its answer is read by whoever waits, and decoded by whoever wants the value first.
+
+It is a `torch.futures.Future`, whose C++ part costs as much to make and to fill in as the rest of the call. So
+that part is made when torch asks for it, which it does in one place: `collect_all`, by `torch._C._collect_all`
+(ADR 0009).
+"""
 
 from __future__ import annotations
 
-import weakref
+import _thread
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,29 +15,37 @@ import torch
 
 from rpcgroup.agent.call import Call
 from rpcgroup.futures import Future
+from rpcgroup.wire.messages import MessageType
 
 __all__ = ["CallFuture"]
 
 T = TypeVar("T")
+_NOTHING = (int(MessageType.RESPONSE), 0)
+"""How the frame of an answer without a value begins."""
 
 
 class CallFuture(Future[T], Call):
     """Lifecycle: pending -> answered (its link has read the answer) -> settled (decoded).
 
-    Between the last two it stands in its link's `unsettled`; whoever takes it out settles it. Where that is a
-    thread in `wait`, torch's part is left for later: most futures are let go of before anybody looks at it.
+    Between the last two it stands in its link's `unsettled`; whoever takes it out settles it. Made by `pending`.
     """
 
     is_future = True
 
     # What is set for every call; the rest has defaults in the classes and lives in a dict that is rarely made.
-    __slots__ = ("_retrieved", "_settled", "_value", "answered", "deadline", "frame", "id", "link", "lock", "timeout_ms")
+    __slots__ = ("_settled", "_value", "answered", "deadline", "frame", "id", "link", "timeout_ms")
 
-    def __init__(self) -> None:
-        super(torch.futures.Future, self).__init__([])
-        self._settled = self._retrieved = self.answered = False
-        self.lock = None
-        self.timeout_ms = self.deadline = 0
+    _has_torch_part = False
+    _mirrored = False
+
+    @classmethod
+    def pending(cls) -> CallFuture[Any]:
+        """A new one. Not by calling the class: that would insist on torch's part."""
+        future: CallFuture[Any] = cls.__new__(cls)
+        future._settled = future.answered = False
+        if _collect_all is None:
+            future.materialize()
+        return future
 
     def wait(self, non_blocking: bool = False) -> T:
         if not self._settled:
@@ -42,16 +55,13 @@ class CallFuture(Future[T], Call):
                 self._await_answer()
             if link.unsettled.pop(self.id, None) is not None:
                 self._decode()
-                link.unmirrored[self.id] = weakref.ref(self)
-                if link.agent.monitor.cold:
-                    link.agent.monitor.wake()
                 if self._callbacks:
                     # This thread wants the value and must not run others' callbacks.
                     link.agent.pool.submit(self._run_callbacks)
             elif not self._settled:
                 self._block()
-        self._retrieved = True
         if self._error is not None:
+            self._retrieved = True
             raise self._error
         value: T = self._value
         return value
@@ -66,15 +76,20 @@ class CallFuture(Future[T], Call):
     def settle(self) -> None:
         """The link's, which has taken it out of `unsettled`: decode, and run the callbacks in this thread."""
         self._decode()
-        self.mirror()
         self._run_callbacks()
 
-    def mirror(self) -> None:
-        """The link's: fill in torch's part, for who waits in C++ (`collect_all`)."""
-        if self._error is None:
-            super(torch.futures.Future, self).set_result(self._value)
-        else:
-            self._mirror_error(self._error)
+    def materialize(self) -> None:
+        """Make torch's part, and fill it in as soon as there is a value."""
+        with _torch_part_lock:
+            if self._has_torch_part:
+                return
+            super(torch.futures.Future, self).__init__([])
+            self._has_torch_part = True
+        # From here on whoever settles it fills torch's part in; if that has been done, it is done here.
+        if self._settled:
+            self._mirror()
+        elif _collect_all is not None:
+            self._when_settled(_nothing)
 
     @property
     def waited(self) -> bool:
@@ -103,20 +118,44 @@ class CallFuture(Future[T], Call):
     def _claim_settling(self) -> bool:
         return False
 
-    def __del__(self) -> None:
-        try:
-            if self._settled and self.link.unmirrored.pop(self.id, None) is not None:
-                self.mirror()  # a `collect_all` may outlive this object
-        except Exception:
-            pass  # at interpreter exit even torch may be gone
-        if self._error is not None:
-            super().__del__()
+    def _mirror(self) -> None:
+        """Fill torch's part in, once; who waits in C++ goes on."""
+        with _torch_part_lock:
+            if self._mirrored:
+                return
+            self._mirrored = True
+        if self._error is None:
+            super(torch.futures.Future, self).set_result(self._value)
+        else:
+            self._mirror_error(self._error)
 
     def _decode(self) -> None:
+        frame = self.frame
         try:
-            self._value = self.result()
+            self._value = None if frame is not None and frame[:2] == _NOTHING else self.result()
         except BaseException as exc:
             # Without the traceback, whose frames know this future: the cycle would keep an unheard failure.
             self._error = exc.with_traceback(None)
         self.frame = None
         self._settled = True
+        if self._has_torch_part:
+            self._mirror()
+
+
+def _nothing(_: object) -> None:
+    """A callback for its own sake: the answer is read and settled without a waiter."""
+
+
+_torch_part_lock = _thread.allocate_lock()  # guards _has_torch_part and _mirrored of every future
+_collect_all: Any = getattr(torch._C, "_collect_all", None)
+
+
+def _collect_all_of_calls(futures: list[Any]) -> Any:
+    for future in futures:
+        if isinstance(future, CallFuture):
+            future.materialize()
+    return _collect_all(futures)
+
+
+if _collect_all is not None:
+    torch._C._collect_all = _collect_all_of_calls

@@ -17,7 +17,13 @@ import torch
 from rpcgroup.agent.link import KEYWORDS
 from rpcgroup.agent.monitor import TICK
 from rpcgroup.agent.session import Function, Session
-from rpcgroup.errors import CallTimeoutError, DrainedError, RemoteProtocolError, RpcGroupError, SerializationError
+from rpcgroup.errors import (
+    CallTimeoutError,
+    DrainedError,
+    RemoteProtocolError,
+    RpcGroupError,
+    SerializationError,
+)
 from rpcgroup.futures import Future
 from rpcgroup.rref.uses import AsyncResult
 from rpcgroup.wire.codec import FORMAT_MASK, Encoded

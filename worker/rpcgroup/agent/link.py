@@ -11,7 +11,6 @@ import itertools
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -85,8 +84,6 @@ class Link:
         """Futures whose answers have been read, by id; whoever takes one out settles it."""
         self.claimed: dict[int, object] = {}
         """Ids of futures for which a thread waits through this link."""
-        self.unmirrored: dict[int, weakref.ref[CallFuture[Any]]] = {}
-        """Futures that a waiter has settled; whoever takes one out fills in torch's part, at the latest `__del__`."""
         self.first_unsettled = 0
         """The monitor's: the id of the first of them a tick ago."""
         self._eager = False
@@ -343,11 +340,6 @@ class Link:
         """Settle the futures whose answers are here, in order; runs their callbacks."""
         self._eager = False
         # Copied at once, then claimed one by one: the first entry of a dict that shrinks is found ever more slowly.
-        for id, reference in list(self.unmirrored.items()):
-            waited = reference()
-            # Held first, then taken out: a future that dies in between does it by itself.
-            if self.unmirrored.pop(id, None) is not None and waited is not None:
-                waited.mirror()
         for id in list(self.unsettled):
             future = self.unsettled.pop(id, None)
             if future is not None:

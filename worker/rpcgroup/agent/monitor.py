@@ -9,6 +9,7 @@ import _thread
 import heapq
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -52,7 +53,7 @@ class Monitor:
         self._timers_lock = threading.Lock()  # guards _timers
         self._soon: deque[Callable[[], None]] = deque()
         self._count = itertools.count()
-        self._next_sweep = 0.0
+        self.next_deadline = math.inf
         self._next_heartbeat = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"rpcgroup-monitor-{name}", daemon=True)
@@ -91,8 +92,8 @@ class Monitor:
 
     def expect(self, deadline: float) -> None:
         """A call that nobody may be waiting for ends at `deadline`."""
-        if not self._next_sweep or deadline < self._next_sweep:
-            self._next_sweep = deadline
+        if deadline < self.next_deadline:
+            self.next_deadline = deadline
             self.wake()
 
     # -- the thread ---------------------------------------------------------------------------------------
@@ -112,8 +113,8 @@ class Monitor:
         with self._timers_lock:
             if self._timers:
                 wake_at.append(self._timers[0][0])
-        if self._next_sweep:
-            wake_at.append(self._next_sweep)
+        if self.next_deadline < math.inf:
+            wake_at.append(self.next_deadline)
         now = time.monotonic()
         if any(link.pending for link in self._agent.links()):
             wake_at.append(now + HEARTBEAT)
@@ -207,8 +208,8 @@ class Monitor:
                     break
                 job = heapq.heappop(self._timers)[2]
             self._agent.pool.submit(job)
-        if self._next_sweep and self._next_sweep <= now:
-            self._next_sweep = 0.0
+        if self.next_deadline <= now:
+            self.next_deadline = math.inf
             self._agent.sweep(now)
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT
@@ -234,7 +235,7 @@ class Monitor:
             or agent.pool.waiting
             or self._soon
             or any(
-                link.channel.out or link.unsettled or link.unmirrored or (link.pending and not link.armed)
+                link.channel.out or link.unsettled or (link.pending and not link.armed)
                 for link in agent.links()
             )
         ):

@@ -47,7 +47,7 @@ class ReferencePort:
             self._send(peer, kind, payload, done)
 
     def _send(self, peer: Peer, kind: MessageType, payload: bytes, done: Done) -> None:
-        future: CallFuture[Any] = CallFuture()
+        future: CallFuture[Any] = CallFuture.pending()
         try:
             peer.link().send(kind, 0, (payload,), 0, CONTROL_TIMEOUT, future)
         except BaseException as exc:
@@ -78,7 +78,7 @@ class ReferencePort:
                 agent.references.member_died(to)
             raise PeerUnreachableError(f"incarnation {to} is not a member any more")
         agent.reactor.step_aside()
-        future: CallFuture[Any] = CallFuture()
+        future: CallFuture[Any] = CallFuture.pending()
         seconds = agent.options.rpc_timeout if timeout == -1 else timeout
         peer.link().send(MessageType.PYTHON_RREF_FETCH_CALL, 0, (payload,), 0, seconds, future)
         return future
