@@ -177,7 +177,9 @@ class Link:
             self._send_cancel(call.id)
             self._fail_call(
                 call,
-                CallTimeoutError(f"RPC ran for more than set timeout ({call.timeout_ms} ms) on {self.peer.name}"),
+                CallTimeoutError(
+                    f"RPC ran for more than set timeout ({call.timeout_ms} ms) on {self.peer.name}"
+                ),
             )
 
     def _send_cancel(self, id: int) -> None:
@@ -320,9 +322,7 @@ class Link:
                         self._eager_calls -= 1
                 call.complete(frame)
             else:
-                self.peer.forks.decline(
-                    self._codec.references_in(frame.flags, frame.body, frame.body_start)
-                )
+                self.peer.forks.decline(self._codec.references_in(frame.flags, frame.body, frame.body_start))
         elif kind == _GOODBYE:
             self.leaving = True
         else:
@@ -350,14 +350,18 @@ class Link:
         if frame.kind == _EXCEPTION:
             raise rebuild_exception(frame.body)
         values = self.agent.codec.decode(
-            frame.flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, self.peer.forks.receive_answer
+            frame.flags & FORMAT_MASK,
+            frame.body,
+            frame.body_start,
+            frame.buffers,
+            self.peer.forks.receive_answer,
         )
         return values[0] if values else None
 
     def arm(self) -> None:
         """Have the reactor read the next answer."""
         self.armed = True
-        self.agent.reactor.arm(self.channel.stream.fileno())
+        self.agent.reactor.arm(self.channel.stream.fileno(), self)
 
     def read_unattended(self) -> None:
         """The reactor's: something arrived, and nobody may be reading."""
@@ -403,7 +407,7 @@ class Link:
         """The connection is gone. The caller holds the read lock and leaves it to the repair."""
         channel = self.channel
         channel.broken = True
-        self.agent.reactor.remove_outgoing(channel.stream.fileno())
+        self.agent.reactor.remove_outgoing(channel.stream.fileno(), self)
         channel.stream.close()
         self.agent.pool.submit(partial(self._repair, exc))
 
@@ -454,7 +458,7 @@ class Link:
             first = self.failure is None
             if first:
                 self.failure = error
-            self.agent.reactor.remove_outgoing(self.channel.stream.fileno())
+            self.agent.reactor.remove_outgoing(self.channel.stream.fileno(), self)
             self.channel.close()
         try:
             if first:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rpcgroup.agent.agent import Agent
     from rpcgroup.agent.link import Link
     from rpcgroup.transport.channel import Channel
-    from rpcgroup.transport.channel import Channel
 
 __all__ = ["Monitor"]
 
@@ -150,11 +149,12 @@ class Monitor:
         reactor = self._agent.reactor
         token = reactor.token
         frame, incoming = token.frame, token.incoming
+        if not reactor.take_over():
+            return
         if frame is not None:
             function = getattr(incoming, "functions", {}).get(frame.function)
             if function is not None:
                 function.slow = SLOW_RUNS
-        reactor.take_over()
         if incoming is not None and not incoming.channel.try_flush():
             self._agent.pool.submit(incoming.channel.flush)
 
