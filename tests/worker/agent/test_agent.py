@@ -6,7 +6,7 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -166,13 +166,12 @@ def make_calls_when_unpickled(here: str, there: str, value: int) -> CallsWhenUnp
     return CallsWhenUnpickled(here, there, value)
 
 
-def until(condition: Any) -> None:
+def until(condition: Callable[[], Any]) -> None:
     pause = threading.Event()
-    for _ in range(int(PATIENCE * 200)):
-        if condition():
-            return
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
         pause.wait(0.005)
-    raise AssertionError("it never came true")
 
 
 # Calls and their arguments.

@@ -96,3 +96,29 @@ def test_a_keyboard_interrupt_in_a_write_or_in_a_wait_leaves_the_link_usable(
         a.rpc_sync("b", add, (5, 6))
     assert a.rpc_sync("b", add, (7, 8), timeout=PATIENCE) == 15
     await_that(lambda: not link.pending)
+
+
+def test_a_second_handshake_of_a_channel_waits_for_the_first(a: Agent, cluster: LocalCluster) -> None:
+    a.rpc_sync("b", add, (1, 2))
+    (session,) = cluster.agent("b").sessions()
+    received = session.hold()
+    second: list[int] = []
+    other = threading.Thread(target=lambda: second.append(session.hold()))
+    other.start()
+    other.join(0.05)
+    assert not second
+    session.let_go()
+    other.join(PATIENCE)
+    assert second == [received]
+    session.let_go()
+    assert a.rpc_sync("b", add, (3, 4), timeout=PATIENCE) == 7
+
+
+def test_a_session_whose_first_handshake_fails_is_forgotten(a: Agent, cluster: LocalCluster) -> None:
+    b = cluster.agent("b")
+    session = b.new_session(a.identity, "channel")
+    assert session.hold() == 0
+    session.let_go()
+    assert b.sessions() == []
+    with pytest.raises(ConnectionResetError):
+        session.hold()

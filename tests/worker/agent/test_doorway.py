@@ -8,7 +8,8 @@ import pickle
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -300,10 +301,9 @@ def test_the_port_is_closed_with_the_agent() -> None:
             socket.create_connection((host, int(port)), PATIENCE)
 
 
-def until(condition: Any) -> None:
+def until(condition: Callable[[], Any]) -> None:
     pause = threading.Event()
-    for _ in range(int(PATIENCE * 200)):
-        if condition():
-            return
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
         pause.wait(0.005)
-    raise AssertionError("it never came true")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -59,13 +60,12 @@ def when_opened(gate: str) -> Future[Any]:
     return gates[gate]
 
 
-def until(condition: Any) -> None:
+def until(condition: Callable[[], Any]) -> None:
     pause = threading.Event()
-    for _ in range(int(PATIENCE * 200)):
-        if condition():
-            return
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
         pause.wait(0.005)
-    raise AssertionError("it never came true")
 
 
 def random_cuts(seed: int, smallest: int, largest: int) -> Iterator[Cut]:

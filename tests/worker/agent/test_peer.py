@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -206,10 +206,9 @@ def test_the_death_of_a_parent_is_seen_while_its_children_live(a: Agent, b: Chil
         os.kill(orphan, signal.SIGKILL)
 
 
-def until(condition: Any) -> None:
+def until(condition: Callable[[], Any]) -> None:
     pause = threading.Event()
-    for _ in range(int(PATIENCE * 200)):
-        if condition():
-            return
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
         pause.wait(0.005)
-    raise AssertionError("it never came true")
