@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from rpcgroup.errors import GroupError
@@ -30,7 +31,7 @@ class Changes:
         self._waiting: deque[Change] = deque()
         self._ended = False
         self._overrun = False
-        self._wake: list[Callable[[], None]] = []
+        self._wake: list[Callable[[], object]] = []
 
     def put(self, change: Change) -> None:
         """The group's."""
@@ -79,19 +80,22 @@ class Changes:
         loop = asyncio.get_running_loop()
         while True:
             woken = asyncio.Event()
+            wake = partial(loop.call_soon_threadsafe, woken.set)
             with self._arrived:
                 change = self._take()
                 if change is not None:
                     return change
                 if self._ended:
                     raise StopAsyncIteration
-                self._wake.append(lambda: loop.call_soon_threadsafe(woken.set))
+                self._wake.append(wake)
             await woken.wait()
 
     def _take(self) -> Change | None:
         if self._overrun:
             self._overrun = False
-            raise GroupError(f"this reader fell behind by more than {LIMIT} membership changes: read members() anew")
+            raise GroupError(
+                f"this reader fell behind by more than {LIMIT} membership changes: read members() anew"
+            )
         return self._waiting.popleft() if self._waiting else None
 
     def _wake_all(self) -> None:

@@ -51,7 +51,8 @@ def read_secret(environ: Mapping[str, str] = os.environ) -> bytes:
         try:
             secret = Path(path).read_bytes().strip()
         except OSError as exc:
-            raise GroupError(f"cannot read the group's secret from {contract.ENV_SECRET_FILE}={path}: {exc.strerror}") from exc
+            where = f"{contract.ENV_SECRET_FILE}={path}"
+            raise GroupError(f"cannot read the group's secret from {where}: {exc.strerror}") from exc
         if stat.S_IMODE(os.stat(path).st_mode) & 0o007:
             raise GroupError(f"the group's secret {path} can be read by everybody: chmod o-rwx {path}")
     else:
@@ -72,7 +73,9 @@ def own_address(rendezvous: str) -> str:
         return ""
     host, _, port = parsed.places[0].rpartition(":")
     try:
-        family, kind, proto, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+        family, kind, proto, _, target = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_DGRAM
+        )[0]
         with socket.socket(family, kind, proto) as probe:
             probe.connect(target)  # sends nothing: the kernel picks the route
             address: str = probe.getsockname()[0]

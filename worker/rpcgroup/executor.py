@@ -66,11 +66,13 @@ class GroupExecutor(concurrent.futures.Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         return self._submit(_Task(fn, args, kwargs, False))
 
-    def submit_retrying(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
+    def submit_retrying(
+        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[T]:
         """As `submit`, for a function that may run twice: a dead worker's task goes to another."""
         return self._submit(_Task(fn, args, kwargs, True))
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -80,7 +82,7 @@ class GroupExecutor(concurrent.futures.Executor):
     ) -> Iterator[T]:
         """As `Executor.map`, with `retry`; results in the order of the arguments."""
         submit = self.submit_retrying if retry else self.submit
-        futures = [submit(fn, *args) for args in zip(*iterables)]
+        futures = [submit(fn, *args) for args in zip(*iterables, strict=False)]
         return self._results(futures, timeout)
 
     def _results(self, futures: list[concurrent.futures.Future[T]], timeout: float | None) -> Iterator[T]:
@@ -122,7 +124,9 @@ class GroupExecutor(concurrent.futures.Executor):
             self._idle.notify_all()
         for task in left:
             if task.future.set_running_or_notify_cancel():
-                task.future.set_exception(GroupError("this worker has left the group; the task was not started"))
+                task.future.set_exception(
+                    GroupError("this worker has left the group; the task was not started")
+                )
 
     def _apply(self, change: Change) -> None:
         if change.kind is ChangeKind.JOINED:
@@ -145,7 +149,9 @@ class GroupExecutor(concurrent.futures.Executor):
             if self._closed:
                 raise RuntimeError("cannot submit a task after shutdown")
             if len(self._queue) >= QUEUE_LIMIT:
-                raise GroupError(f"{QUEUE_LIMIT} tasks are waiting for a worker: take results before submitting more")
+                raise GroupError(
+                    f"{QUEUE_LIMIT} tasks are waiting for a worker: take results before submitting more"
+                )
             self._queue.append(task)
         self._dispatch()
         return task.future

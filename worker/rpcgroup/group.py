@@ -104,7 +104,9 @@ class Group:
             members = list(self._tracker.members.values())
         return sorted((m for m in members if role is None or m.role == role), key=lambda m: m.id)
 
-    def wait_for(self, count: int, role: str | None = None, timeout: float | None = None) -> list[MemberRecord]:
+    def wait_for(
+        self, count: int, role: str | None = None, timeout: float | None = None
+    ) -> list[MemberRecord]:
         """Wait until at least `count` members (of `role`) are here; raises `GroupError` after `timeout` seconds."""
         self.agent.reactor.step_aside()
 
@@ -293,4 +295,3 @@ def admit(mine: MemberRecord, earlier: Sequence[MemberRecord]) -> None:
                 f"{mine.name} speaks protocol version {mine.protocol}, {other.name} speaks {other.protocol}: "
                 "run one version of rpcgroup in a group"
             )
-

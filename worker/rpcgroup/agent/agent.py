@@ -184,6 +184,7 @@ class Agent:
             link.call(_REMOTE_CALL, function, (fork.to_wire(), *args), kwargs, timeout, future)
         except BaseException as exc:
             references.remote_done(fork, exc)
+            del rref  # the failure that is kept has a traceback, which has this frame
             raise
 
         def created(done: Future[Any]) -> None:
@@ -200,14 +201,18 @@ class Agent:
     def peer(self, to: Target) -> Peer:
         """The member that a user means; raises `UnknownWorkerError` naming those there are."""
         if self.closing or not self._started:
-            raise NotInitializedError("RPC has not been initialized, or has been shut down: call init_rpc first")
+            raise NotInitializedError(
+                "RPC has not been initialized, or has been shut down: call init_rpc first"
+            )
         if os.getpid() != self._pid:
             raise NotInitializedError("this process was forked from a worker and has no RPC of its own")
         peer = self._peers.get(to.name if isinstance(to, WorkerInfo) else to)
         if peer is None:
             names = sorted(p.name for key, p in list(self._peers.items()) if isinstance(key, str))
             known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            raise UnknownWorkerError(f"no worker {to!r} in group {self.identity.group}; there are: {known or 'none'}")
+            raise UnknownWorkerError(
+                f"no worker {to!r} in group {self.identity.group}; there are: {known or 'none'}"
+            )
         return peer
 
     def peer_of(self, incarnation: int) -> Peer | None:
@@ -295,6 +300,8 @@ class Agent:
     def new_session(self, peer: Identity, channel_id: str) -> Session:
         session = Session(self, peer, channel_id)
         self._sessions[(peer.incarnation, channel_id)] = session
+        if self._closed:  # looked at after the session could be seen: one of the two closes it
+            session.close()
         return session
 
     def forget_session(self, session: Session) -> None:
@@ -322,7 +329,9 @@ class Agent:
             if link.pending and not link.channel.broken:
                 silence = link.channel.stream.silence()
                 if silence > self.options.silence:
-                    _log.warning("%s has been silent for %.1f s: trying to reconnect", link.peer.name, silence)
+                    _log.warning(
+                        "%s has been silent for %.1f s: trying to reconnect", link.peer.name, silence
+                    )
                     link.interrupt()
 
     def reap(self) -> None:

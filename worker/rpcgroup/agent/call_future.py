@@ -130,9 +130,11 @@ class CallFuture(Future[T], Call):
             self._mirror_error(self._error)
 
     def _decode(self) -> None:
-        frame = self.frame
         try:
-            self._value = None if frame is not None and frame[:2] == _NOTHING else self.result()
+            if self.error is None and self.frame[:2] == _NOTHING:
+                self._value = None
+            else:
+                self._value = self.result()
         except BaseException as exc:
             # Without the traceback, whose frames know this future: the cycle would keep an unheard failure.
             self._error = exc.with_traceback(None)

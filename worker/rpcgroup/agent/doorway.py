@@ -99,15 +99,17 @@ class Doorway:
                 "a connection was refused: it broke off in the handshake (%s)",
                 exc,
             )
-        with self._lock:
-            self._strangers.discard(stream)
-        if hello is None or self._closed:
-            stream.close()
-            for session in held:
-                session.let_go()
-            return
-        held[0].attach(stream, hello.received)
-        agent.monitor.wake()
+        finally:
+            with self._lock:
+                self._strangers.discard(stream)
+            if hello is None or self._closed:
+                stream.close()
+                for session in held:
+                    session.let_go()
+                held.clear()
+        if hello is not None and held:
+            held[0].attach(stream, hello.received)
+            agent.monitor.wake()
 
     def _admit(self, held: list[Session], hello: Hello) -> int:
         """The session of a proven peer; returns how many frames it has received."""

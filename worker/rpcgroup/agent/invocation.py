@@ -100,7 +100,9 @@ class Invocation:
         started = time.monotonic()
         if frame.timeout_ms and (started - arrived) * 1000 > frame.timeout_ms:
             self._decline(session, frame)
-            self._fail(session, frame.id, CallTimeoutError("dropped: its deadline passed before it could start"))
+            self._fail(
+                session, frame.id, CallTimeoutError("dropped: its deadline passed before it could start")
+            )
         else:
             run(session, frame)
         session.channel.flush()
@@ -126,7 +128,12 @@ class Invocation:
             self._call(session, frame.id, function, args, kwargs)
 
     def _call(
-        self, session: Session, id: int, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+        self,
+        session: Session,
+        id: int,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
     ) -> None:
         call = function.call
         assert call is not None
@@ -164,7 +171,9 @@ class Invocation:
         values: tuple[Any, ...] = ()
         if flags:
             receive = partial(self._receive, session, pending)
-            values = self._codec.decode(flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, receive)
+            values = self._codec.decode(
+                flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, receive
+            )
         if self._agent.refuses_calls:
             raise DrainedError(f"{self._agent.name} is leaving and did not run the call: try another worker")
         number = frame.function

@@ -53,7 +53,7 @@ class Session:
     """Lives as long as the peer's link does, over all its connections.
 
     Its states: open (a connection is attached), broken (the peer may come back within the resume window),
-    closed. `_state_lock` guards the change between them and nothing else.
+    closed. `_state_lock` guards the change between them, and that a closed one is not watched.
     """
 
     def __init__(self, agent: Agent, peer: Identity, channel_id: str) -> None:
@@ -71,6 +71,7 @@ class Session:
         self._broken = True
         self._broken_at = 0.0
         self._state_lock = threading.Lock()
+        self._handshake = threading.Lock()  # held from `hold` to `attach` or `let_go`: one handshake at a time
         self._unanswered: dict[int, None] = {}
         """Ids of the requests that wait or run. A dict, because counters lose updates between threads."""
         self._paused = False
@@ -122,22 +123,50 @@ class Session:
     # -- life ---------------------------------------------------------------------------------------------
 
     def hold(self) -> int:
-        """Stop reading the old connection, if any; returns the frames received. `attach` or `let_go` follows."""
-        if self.channel is None:
+        """Stop reading the old connection, if any; returns the frames received. `attach` or `let_go` follows.
+
+        Waits for another handshake of this channel: its peer has given that one up. Raises
+        `ConnectionResetError` where the session was closed meanwhile.
+        """
+        self._handshake.acquire()
+        if self.closed:
+            self._handshake.release()
+            raise ConnectionResetError("the session was closed meanwhile")
+        channel = self.channel
+        if channel is None:
             return 0
+        channel.broken = True
+        channel.stream.shutdown()
+        channel.read_lock.acquire()
         self.agent.reactor.unwatch(self)
-        self.channel.broken = True
-        self.channel.stream.shutdown()
-        self.channel.read_lock.acquire()
-        self.channel.stream.close()
-        return self.channel.reader.received
+        channel.stream.close()
+        with self._state_lock:
+            self._broken = True
+            self._broken_at = time.monotonic()
+        return channel.reader.received
 
     def let_go(self) -> None:
-        if self.channel is not None:
+        """No connection has come of it: the peer may try again."""
+        if self.channel is None:
+            self.close()
+        else:
             self.channel.read_lock.release()
+            self.agent.monitor.call_later(self.agent.options.resume_window, self._expire)
+        self._handshake.release()
 
     def attach(self, stream: Stream, received_by_peer: int) -> None:
         """Serve this connection from now on."""
+        try:
+            self._resume(stream, received_by_peer)
+        except RemoteProtocolError as exc:
+            _log.warning("%s cannot be connected to again: %s", self.peer.name, exc)
+            stream.close()
+            self.close()
+        finally:
+            self._handshake.release()
+        self.channel.flush()
+
+    def _resume(self, stream: Stream, received_by_peer: int) -> None:
         if self.channel is None:
             self.channel = Channel(stream, FrameReader(self.agent.receive_pool.allocate))
         else:
@@ -147,11 +176,10 @@ class Session:
                 self.channel.read_lock.release()
         with self._state_lock:
             if self.closed:
-                stream.close()
+                self.channel.close()
                 return
             self._broken = False
-        self.agent.reactor.watch(self)
-        self.channel.flush()
+            self.agent.reactor.watch(self)
 
     @property
     def is_broken(self) -> bool:

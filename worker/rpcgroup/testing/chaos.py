@@ -34,7 +34,9 @@ def serve(call_id: str) -> str:
     return call_id
 
 
-def run_worker(name: str, url: str, secret: str, ttl: int, directory: str, seed: int, control: Connection) -> None:
+def run_worker(
+    name: str, url: str, secret: str, ttl: int, directory: str, seed: int, control: Connection
+) -> None:
     """A worker's life: join, call whoever is there until told to leave or drained, leave.
 
     Says ("joined", incarnation) and ("left", number of calls) through `control`; anything received ends it.

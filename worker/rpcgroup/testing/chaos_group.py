@@ -31,7 +31,9 @@ class ChaosGroup:
         self.seed = seed
         self.secret = secrets.token_hex(16)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["rpcgroup.testing.chaos", "rpcgroup.api", "rpcgroup.membership.etcd.rendezvous"])
+        self.context.set_forkserver_preload(
+            ["rpcgroup.testing.chaos", "rpcgroup.api", "rpcgroup.membership.etcd.rendezvous"]
+        )
         self.rendezvous = open_rendezvous(self.url)
         self.processes: dict[str, multiprocessing.process.BaseProcess] = {}
         self.controls: dict[str, Connection] = {}
