@@ -71,7 +71,8 @@ class Session:
         self._broken = True
         self._broken_at = 0.0
         self._state_lock = threading.Lock()
-        self._handshake = threading.Lock()  # held from `hold` to `attach` or `let_go`: one handshake at a time
+        # held from `hold` to `attach` or `let_go`: one handshake at a time
+        self._handshake = threading.Lock()
         self._unanswered: dict[int, None] = {}
         """Ids of the requests that wait or run. A dict, because counters lose updates between threads."""
         self._paused = False
