@@ -41,7 +41,7 @@ __all__ = ["KEYWORDS", "Link"]
 
 HELD_CALLS: Final = 4
 """Unanswered calls up to which each is written at once; beyond, they are held back and written together."""
-HELD_FRAMES: Final = 256
+HELD_FRAMES: Final = 64
 """Held-back frames that are written at the latest."""
 MAX_TIMEOUT_MS: Final = 0xFFFFFFFF
 """What the header can say: 49 days."""
