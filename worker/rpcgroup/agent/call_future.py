@@ -131,10 +131,8 @@ class CallFuture(Future[T], Call):
 
     def _decode(self) -> None:
         try:
-            if self.error is None and self.frame[:2] == _NOTHING:
-                self._value = None
-            else:
-                self._value = self.result()
+            frame = self.frame if self.error is None else None
+            self._value = None if frame is not None and frame[:2] == _NOTHING else self.result()
         except BaseException as exc:
             # Without the traceback, whose frames know this future: the cycle would keep an unheard failure.
             self._error = exc.with_traceback(None)
