@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -13,6 +14,7 @@ from rpcgroup.errors import DrainedError, GroupError, PeerUnreachableError, Unkn
 from rpcgroup.futures import Future
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.tracker import Change, ChangeKind
+from rpcgroup.wire.exceptions import is_remote
 
 if TYPE_CHECKING:
     from rpcgroup.changes import Changes
@@ -56,6 +58,8 @@ class GroupExecutor(concurrent.futures.Executor):
         self._queue: deque[_Task] = deque()
         self._running = 0
         self._closed = False
+        self._left = False
+        """This worker has left the group."""
         self._idle = threading.Condition(self._lock)
         self._changes: Changes = group.changes()
         for member in group.members(role):
@@ -86,8 +90,6 @@ class GroupExecutor(concurrent.futures.Executor):
         return self._results(futures, timeout)
 
     def _results(self, futures: list[concurrent.futures.Future[T]], timeout: float | None) -> Iterator[T]:
-        import time
-
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             for future in futures:
@@ -105,13 +107,22 @@ class GroupExecutor(concurrent.futures.Executor):
             if cancel_futures:
                 self._queue.clear()
         for task in cancelled:
-            task.future.cancel()
+            if not task.future.cancel():  # a worker had refused it
+                task.future.set_exception(concurrent.futures.CancelledError())
         if wait:
             self._group.agent.reactor.step_aside()
             with self._idle:
                 self._idle.wait_for(lambda: not self._queue and not self._running)
-            self._changes.close()
+        self._end_if_idle()
+        if wait and threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _end_if_idle(self) -> None:
+        """Closed, and nothing to do any more: let the thread end."""
+        with self._lock:
+            idle = self._closed and not self._queue and not self._running
+        if idle:
+            self._changes.close()
 
     # -- who may be given tasks ---------------------------------------------------------------------------
 
@@ -119,14 +130,12 @@ class GroupExecutor(concurrent.futures.Executor):
         for change in self._changes:
             self._apply(change)
         with self._lock:
-            left = list(self._queue) if not self._closed else []
+            self._left = True
+            left = list(self._queue)
             self._queue.clear()
             self._idle.notify_all()
         for task in left:
-            if task.future.set_running_or_notify_cancel():
-                task.future.set_exception(
-                    GroupError("this worker has left the group; the task was not started")
-                )
+            self._give_up(task)
 
     def _apply(self, change: Change) -> None:
         if change.kind is ChangeKind.JOINED:
@@ -148,6 +157,8 @@ class GroupExecutor(concurrent.futures.Executor):
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot submit a task after shutdown")
+            if self._left:
+                raise GroupError("this worker has left the group: its executor takes no more tasks")
             if len(self._queue) >= QUEUE_LIMIT:
                 raise GroupError(
                     f"{QUEUE_LIMIT} tasks are waiting for a worker: take results before submitting more"
@@ -168,44 +179,52 @@ class GroupExecutor(concurrent.futures.Executor):
             if task.future.running() or task.future.set_running_or_notify_cancel():
                 self._start(task, name)
             else:
-                self._finished(name)
+                self._release(name)
 
     def _start(self, task: _Task, name: str) -> None:
+        """Give the task to a worker. Called by `_dispatch`, which goes on with the next one."""
         try:
             future = self._group.agent.rpc_async(name, task.function, task.args, task.kwargs, 0)
-        except (PeerUnreachableError, UnknownWorkerError):
-            self._again(task, name)
+        except (DrainedError, PeerUnreachableError, UnknownWorkerError):
+            self._again(task)
+            self._release(name, gone=True)
         except BaseException as exc:
             task.future.set_exception(exc)
-            self._finished(name)
+            self._release(name)
         else:
             future.add_done_callback(partial(self._answered, task, name))
 
     def _answered(self, task: _Task, name: str, done: Future[Any]) -> None:
+        gone = False
         try:
             value = done.wait()
-        except DrainedError:
-            self._again(task, name)
-        except PeerUnreachableError as exc:
-            if task.retry:
-                self._again(task, name)
+        except BaseException as exc:
+            refused = isinstance(exc, DrainedError) and f"{name} is leaving" in str(exc)
+            lost = isinstance(exc, PeerUnreachableError) and not is_remote(exc)
+            gone = refused or lost
+            if refused or (lost and task.retry):
+                self._again(task)
             else:
                 task.future.set_exception(exc)
-                self._finished(name, gone=True)
-        except BaseException as exc:
-            task.future.set_exception(exc)
-            self._finished(name)
         else:
             task.future.set_result(value)
-            self._finished(name)
+        self._release(name, gone)
+        self._dispatch()
 
-    def _again(self, task: _Task, name: str) -> None:
+    def _again(self, task: _Task) -> None:
         """It has not run, or may run again: next in turn, on another worker."""
         with self._lock:
-            self._queue.appendleft(task)
-        self._finished(name, gone=True)
+            if not self._left:
+                self._queue.appendleft(task)
+                return
+        self._give_up(task)
 
-    def _finished(self, name: str, gone: bool = False) -> None:
+    def _give_up(self, task: _Task) -> None:
+        if task.future.running() or task.future.set_running_or_notify_cancel():
+            task.future.set_exception(GroupError("this worker has left the group; the task was not run"))
+
+    def _release(self, name: str, gone: bool = False) -> None:
+        """A worker is through with a task."""
         with self._lock:
             self._running -= 1
             if gone:
@@ -213,4 +232,4 @@ class GroupExecutor(concurrent.futures.Executor):
             elif name in self._free:
                 self._free[name] += 1
             self._idle.notify_all()
-        self._dispatch()
+        self._end_if_idle()

@@ -13,7 +13,7 @@ from typing import Any
 
 from rpcgroup.errors import SerializationError
 
-__all__ = ["describe_exception", "rebuild_exception"]
+__all__ = ["describe_exception", "is_remote", "rebuild_exception"]
 
 
 def describe_exception(exc: BaseException, where: str) -> bytes:
@@ -34,6 +34,11 @@ def rebuild_exception(data: bytes | bytearray | memoryview) -> BaseException:
         rebuilt = RuntimeError(f"{text}\n(of type {name}, which cannot be rebuilt by the caller: {exc})")
     rebuilt._rpcgroup_text = text  # type: ignore[attr-defined]
     return rebuilt
+
+
+def is_remote(exc: BaseException) -> bool:
+    """Whether another worker raised it: a function there, or what that function called."""
+    return hasattr(exc, "_rpcgroup_text")
 
 
 def _text(exc: BaseException, where: str) -> str:
