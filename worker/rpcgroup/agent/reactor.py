@@ -137,9 +137,7 @@ class Reactor:
     def watch(self, incoming: Incoming) -> None:
         """Read requests from this channel from now on."""
         with self._table_lock:
-            fd = incoming.channel.stream.fileno()
-            if self._register(fd, _READ):
-                self._incoming[fd] = incoming
+            self._register(incoming.channel.stream.fileno(), _READ, self._incoming, incoming)
 
     def unwatch(self, incoming: Incoming) -> None:
         """Before its stream is closed: the number of the descriptor will be given to another."""
@@ -154,8 +152,7 @@ class Reactor:
 
     def add_outgoing(self, fd: int, outgoing: Outgoing) -> None:
         with self._table_lock:
-            if self._register(fd, _READ_ONCE):
-                self._outgoing[fd] = outgoing
+            self._register(fd, _READ_ONCE, self._outgoing, outgoing)
 
     def remove_outgoing(self, fd: int, outgoing: Outgoing) -> None:
         self._forget(fd, self._outgoing, outgoing)
@@ -167,12 +164,12 @@ class Reactor:
             if self._outgoing.get(fd) is outgoing:
                 self._epoll.modify(fd, _READ_ONCE)
 
-    def _register(self, fd: int, events: int) -> bool:
+    def _register(self, fd: int, events: int, table: dict[int, Any], watched: Incoming | Outgoing) -> None:
+        table[fd] = watched  # first: the leader looks here without the lock, and a one-shot event comes once
         try:
             self._epoll.register(fd, events)
         except (OSError, ValueError):
-            return False  # the connection broke, or this reactor was closed, meanwhile
-        return True
+            del table[fd]  # the connection broke, or this reactor was closed, meanwhile
 
     def _forget(self, fd: int, table: dict[int, Any], watched: Incoming | Outgoing) -> None:
         with self._table_lock:
