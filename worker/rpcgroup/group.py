@@ -165,7 +165,7 @@ class Group:
             self._drain_callbacks.append(callback)
             request = self._drain
         if request is not None:
-            self.agent.pool.submit(partial(callback, request))
+            self.agent.pool.submit(partial(_call_back, callback, request))
 
     def drain(self, request: DrainRequest) -> None:
         """This worker is asked to leave: by the operator, the driver, a user, or a signal."""
@@ -177,7 +177,7 @@ class Group:
         _log.info("asked to leave within %.0f s: %s", request.deadline - time.time(), request.reason)
         self._update_state(MemberState.DRAINING)
         for callback in callbacks:
-            callback(request)
+            _call_back(callback, request)
         if not callbacks and self.when_drained_unheard is not None:
             self.when_drained_unheard(request)
 
@@ -283,6 +283,13 @@ class _Listener:
 
     def on_drain(self, request: DrainRequest) -> None:
         self._group.agent.pool.submit(partial(self._group.drain, request))
+
+
+def _call_back(callback: Callable[[DrainRequest], None], request: DrainRequest) -> None:
+    try:
+        callback(request)
+    except Exception:
+        _log.exception("an on_drain callback failed")
 
 
 def admit(mine: MemberRecord, earlier: Sequence[MemberRecord]) -> None:

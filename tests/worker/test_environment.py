@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rpcgroup import contract
+from rpcgroup.environment import Environment, host_identity, own_address, read_secret
+from rpcgroup.errors import GroupError
+
+
+def test_nothing_is_set() -> None:
+    environment = Environment.read({})
+    assert environment.name == environment.rendezvous == environment.role == environment.host == ""
+    assert environment.port == contract.DEFAULT_PORT
+    assert environment.stats_interval == contract.DEFAULT_STATS_INTERVAL
+
+
+def test_everything_is_set() -> None:
+    environment = Environment.read(
+        {
+            contract.ENV_RENDEZVOUS: "etcd://h:1/n/g",
+            contract.ENV_NAME: "w0",
+            contract.ENV_ROLE: "server",
+            contract.ENV_HOST: "10.0.0.1",
+            contract.ENV_PORT: "4000",
+            contract.ENV_POD_NAME: "pod",
+            contract.ENV_POD_UID: "uid",
+            contract.ENV_STATS_INTERVAL: "0.5",
+        }
+    )
+    assert environment == Environment("etcd://h:1/n/g", "w0", "server", "10.0.0.1", 4000, "pod", "uid", 0.5)
+
+
+@pytest.mark.parametrize("name", [contract.ENV_PORT, contract.ENV_STATS_INTERVAL])
+@pytest.mark.parametrize("text", ["many", "-1", "1,5"])
+def test_a_number_that_is_none_is_named(name: str, text: str) -> None:
+    with pytest.raises(GroupError, match=f"{name}='{text}': expected a number"):
+        Environment.read({name: text})
+
+
+def test_the_secret_of_a_file_wins(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("from the file\n")
+    path.chmod(0o600)
+    environ = {contract.ENV_SECRET_FILE: str(path), contract.ENV_SECRET: "from the environment"}
+    assert read_secret(environ) == b"from the file"
+    assert read_secret({contract.ENV_SECRET: "from the environment"}) == b"from the environment"
+
+
+def test_a_secret_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("x")
+    path.chmod(0o644)
+    with pytest.raises(GroupError, match=f"chmod o-rwx {path}"):
+        read_secret({contract.ENV_SECRET_FILE: str(path)})
+
+
+def test_a_secret_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(GroupError, match=rf"cannot read the group's secret from {contract.ENV_SECRET_FILE}="):
+        read_secret({contract.ENV_SECRET_FILE: str(tmp_path / "none")})
+    empty = tmp_path / "empty"
+    empty.touch(0o600)
+    for environ in ({}, {contract.ENV_SECRET: ""}, {contract.ENV_SECRET_FILE: str(empty)}):
+        with pytest.raises(GroupError, match=r"the group has no secret: .*openssl rand -hex 32"):
+            read_secret(environ)
+
+
+def test_the_address_that_reaches_the_rendezvous() -> None:
+    assert own_address("etcd://127.0.0.1:2379/n/g") == "127.0.0.1"
+    assert own_address("memory://place/n/g") == ""
+    assert own_address("etcd://no.such.host.invalid:2379/n/g") == "127.0.0.1"
+
+
+def test_two_processes_of_one_host_agree() -> None:
+    assert host_identity() == host_identity() != ""
+    assert os.linesep not in host_identity()

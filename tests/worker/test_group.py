@@ -1,0 +1,454 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from rpcgroup.agent.agent import Agent
+from rpcgroup.contract import PROTOCOL_VERSION
+from rpcgroup.errors import (
+    DrainedError,
+    GroupError,
+    JoinError,
+    MemberExistsError,
+    NotInitializedError,
+    PeerUnreachableError,
+    RendezvousUnavailableError,
+    UnknownWorkerError,
+)
+from rpcgroup.functions import async_execution
+from rpcgroup.futures import Future
+from rpcgroup.group import Group, admit
+from rpcgroup.membership.memory import MemoryGroup, MemoryRendezvous
+from rpcgroup.membership.record import MemberRecord, MemberState
+from rpcgroup.membership.rendezvous import DrainRequest
+from rpcgroup.membership.tracker import ChangeKind
+from rpcgroup.testing.cluster import LocalCluster
+from rpcgroup.testing.faults import FaultyTransport
+from rpcgroup.transport.memory import MemoryTransport
+
+PATIENCE = 30.0
+
+gates: dict[str, Future[Any]] = {}
+runs: list[Any] = []
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    gates.clear()
+    runs.clear()
+    with LocalCluster("abc") as cluster:
+        yield cluster
+
+
+def echo(x: Any = None) -> Any:
+    return x
+
+
+def note(x: Any) -> Any:
+    runs.append(x)
+    return x
+
+
+@async_execution
+def when_opened(gate: str) -> Future[Any]:
+    runs.append(gate)
+    return gates[gate]
+
+
+def names(group: Group) -> list[str]:
+    return [member.name for member in group.members()]
+
+
+def until(condition: Callable[[], Any]) -> None:
+    pause = threading.Event()
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        pause.wait(0.005)
+
+
+def in_thread(function: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def new_group(name: str, rendezvous: MemoryRendezvous, transport: Any = None) -> Group:
+    agent = Agent(name=name, group="g", secret=b"s", transport=transport or MemoryTransport(), host=name)
+    return Group(agent, rendezvous, 3600.0)
+
+
+# Who is here.
+
+
+def test_everybody_sees_everybody_by_id(cluster: LocalCluster) -> None:
+    for name in cluster:
+        group = cluster[name]
+        assert group.name == name
+        assert names(group) == ["a", "b", "c"]
+        assert [m.id for m in group.members()] == sorted(m.id for m in group.members())
+        assert group.me in group.members()
+        assert group.members(role="worker") == group.members()
+        assert group.members(role="server") == []
+
+
+def test_the_epoch_grows_with_every_change(cluster: LocalCluster) -> None:
+    before = cluster["a"].epoch
+    cluster.join("d")
+    joined = cluster["a"].epoch
+    assert joined > before
+    cluster.leave("d")
+    until(lambda: cluster["a"].epoch > joined)
+
+
+def test_wait_for(cluster: LocalCluster) -> None:
+    found: list[Any] = []
+    thread = in_thread(lambda: found.extend(cluster["a"].wait_for(1, role="server", timeout=PATIENCE)))
+    cluster.join("s", role="server")
+    thread.join(PATIENCE)
+    assert [member.name for member in found] == ["s"]
+    with pytest.raises(GroupError, match="4 members are here, 9 were waited for"):
+        cluster["a"].wait_for(9, timeout=0.01)
+    with pytest.raises(GroupError, match="0 members of role 'nobody' are here"):
+        cluster["a"].wait_for(1, role="nobody", timeout=0.01)
+
+
+def test_waiting_ends_when_this_worker_leaves(cluster: LocalCluster) -> None:
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            cluster_group.wait_for(9, timeout=PATIENCE)
+        except GroupError as exc:
+            errors.append(exc)
+
+    cluster_group = cluster["a"]
+    thread = in_thread(wait)
+    cluster.leave("a")
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert errors
+
+
+def test_values_are_shared(cluster: LocalCluster) -> None:
+    cluster["a"].kv.put("key", b"value")
+    assert cluster["b"].kv.get("key") == b"value"
+
+
+# Joining.
+
+
+def test_a_second_worker_of_a_name_is_refused_and_leaves_nothing(cluster: LocalCluster) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(MemberExistsError, match="cannot join as 'a'"):
+        cluster.join("a")
+    assert names(cluster["b"]) == ["a", "b", "c"]
+    until(lambda: set(threading.enumerate()) <= before)
+    assert cluster.agent("b").rpc_sync("a", echo, (1,)) == 1
+
+
+def test_a_rank_that_is_taken_is_refused_with_the_reason(cluster: LocalCluster) -> None:
+    cluster.join("d", rank=40)
+    with pytest.raises(JoinError, match="e cannot join with rank 40: d has it already"):
+        cluster.join("e", rank=40)
+    assert names(cluster["a"]) == ["a", "b", "c", "d"]
+
+
+def test_another_protocol_is_refused() -> None:
+    mine = MemberRecord(name="new", id=2)
+    with pytest.raises(JoinError, match=rf"new speaks protocol version {PROTOCOL_VERSION}, old speaks 99"):
+        admit(mine, [MemberRecord(name="old", id=1, protocol=99)])
+    admit(mine, [MemberRecord(name="other", id=1), mine])
+
+
+def test_a_rendezvous_that_is_away_leaves_nothing() -> None:
+    place = MemoryGroup()
+    with place.outage():
+        group = new_group("a", MemoryRendezvous(place))
+        with pytest.raises(RendezvousUnavailableError):
+            group.join(MemberRecord(name="a", address=group.agent.address), timeout=0.05)
+    with pytest.raises(NotInitializedError, match="has not joined"):
+        group.me  # noqa: B018
+
+
+def test_many_join_at_once() -> None:
+    with LocalCluster("a") as cluster:
+        errors: list[BaseException] = []
+
+        def join(name: str) -> None:
+            try:
+                cluster.join(name)
+            except BaseException as exc:
+                errors.append(exc)
+
+        threads = [threading.Thread(target=join, args=(f"w{n}",)) for n in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert not errors
+        until(lambda: all(len(cluster[name].members()) == 11 for name in cluster))
+        assert cluster.agent("w3").rpc_sync("w7", echo, (1,)) == 1
+
+
+# Leaving.
+
+
+def test_a_graceful_leave_ends_what_is_under_way_both_ways(cluster: LocalCluster) -> None:
+    gates.update(mine=Future(), others=Future())
+    a, b = cluster.agent("a"), cluster.agent("b")
+    mine = a.rpc_async("b", when_opened, ("mine",))
+    others = b.rpc_async("a", when_opened, ("others",))
+    until(lambda: len(runs) == 2)
+    leaving = in_thread(lambda: cluster.leave("a"))
+    until(lambda: cluster["b"].members()[0].state is MemberState.DRAINING)
+    assert leaving.is_alive()
+    gates["mine"].set_result(1)
+    assert mine.wait() == 1
+    gates["others"].set_result(2)
+    assert others.wait() == 2
+    leaving.join(PATIENCE)
+    assert not leaving.is_alive()
+    until(lambda: names(cluster["b"]) == ["b", "c"])
+
+
+def test_no_call_is_lost_or_run_twice_while_a_worker_leaves(cluster: LocalCluster) -> None:
+    """Each call gives its value, or says that it was not run; the caller tries another."""
+    outcome: dict[int, str] = {}
+    stop = threading.Event()
+
+    def calls(seed: int) -> None:
+        n = seed
+        while not stop.is_set():
+            n += 10
+            try:
+                cluster.agent("b").rpc_sync("a", note, (n,))
+                outcome[n] = "ran"
+            except (DrainedError, UnknownWorkerError):
+                outcome[n] = "refused"
+                return
+            except PeerUnreachableError:
+                outcome[n] = "unknown"
+                return
+
+    threads = [in_thread(lambda n=n: calls(n)) for n in range(4)]  # type: ignore[misc]
+    until(lambda: len(runs) > 50)
+    cluster.leave("a")
+    for thread in threads:
+        thread.join(PATIENCE)
+    stop.set()
+    assert len(runs) == len(set(runs))
+    assert {n for n, how in outcome.items() if how == "ran"} <= set(runs)
+    assert not {n for n, how in outcome.items() if how == "refused"} & set(runs)
+    assert "unknown" not in outcome.values()
+
+
+def test_leaving_in_a_given_time(cluster: LocalCluster) -> None:
+    gates["g"] = Future()
+    future = cluster.agent("b").rpc_async("a", when_opened, ("g",))
+    until(lambda: runs)
+    cluster["a"].leave(graceful=True, timeout=0.1)
+    with pytest.raises((PeerUnreachableError, DrainedError)):
+        future.wait()
+    gates["g"].set_result(1)
+
+
+def test_leaving_at_once(cluster: LocalCluster) -> None:
+    gates["g"] = Future()
+    mine = cluster.agent("a").rpc_async("b", when_opened, ("g",))
+    until(lambda: runs)
+    cluster["a"].leave(graceful=False)
+    with pytest.raises(PeerUnreachableError):
+        mine.wait()
+    cluster["a"].leave(graceful=False)
+    cluster["a"].leave(graceful=True)
+    until(lambda: names(cluster["b"]) == ["b", "c"])
+    with pytest.raises(NotInitializedError):
+        cluster.agent("a").rpc_sync("b", echo)
+    gates["g"].set_result(1)
+
+
+def test_all_leave_at_once(cluster: LocalCluster) -> None:
+    for here in "abc":
+        for there in "abc":
+            cluster.agent(here).rpc_sync(there, echo)
+    groups = [cluster[name] for name in "abc"]
+    threads = [in_thread(lambda group=group: group.leave(graceful=True)) for group in groups]  # type: ignore[misc]
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_a_dead_member_does_not_keep_the_others(cluster: LocalCluster) -> None:
+    gates["g"] = Future()
+    future = cluster.agent("a").rpc_async("b", when_opened, ("g",))
+    until(lambda: runs)
+    cluster.evict("b")
+    cluster.leave("a")
+    cluster.leave("c")
+    with pytest.raises(PeerUnreachableError):
+        future.wait()
+    gates["g"].set_result(1)
+
+
+def test_leaving_during_an_outage_of_the_rendezvous(cluster: LocalCluster) -> None:
+    with cluster.rendezvous.outage():
+        cluster.leave("a")
+        assert cluster.agent("b").rpc_sync("c", echo, (1,)) == 1, "calls go on"
+
+
+# Death and outages.
+
+
+def test_an_evicted_member_is_dead_for_all(cluster: LocalCluster) -> None:
+    gates["g"] = Future()
+    future = cluster.agent("a").rpc_async("c", when_opened, ("g",))
+    until(lambda: runs)
+    changes = cluster["a"].changes()
+    cluster.evict("c")
+    change = changes.get(PATIENCE)
+    assert change is not None
+    assert (change.kind, change.member.name) == (ChangeKind.DIED, "c")
+    with pytest.raises(PeerUnreachableError, match="c"):
+        future.wait()
+    with pytest.raises(UnknownWorkerError):
+        cluster.agent("a").rpc_sync("c", echo)
+    assert names(cluster["a"]) == names(cluster["b"]) == ["a", "b"]
+    gates["g"].set_result(1)
+    changes.close()
+
+
+def test_a_lost_lease_is_not_a_death(cluster: LocalCluster) -> None:
+    """The record goes and comes back: the worker lives, and nobody loses a call."""
+    changes = cluster["a"].changes()
+    incarnation = cluster["c"].me.incarnation
+    for _ in range(3):
+        cluster.rendezvous.expire("c")
+        assert cluster.agent("a").rpc_sync("c", echo, (1,)) == 1
+    assert names(cluster["a"]) == ["a", "b", "c"]
+    assert cluster["a"].members()[2].incarnation == incarnation
+    assert changes.get(0.05) is None
+    changes.close()
+
+
+def test_a_member_whose_record_is_gone_and_that_cannot_be_reached_is_dead() -> None:
+    network = FaultyTransport(MemoryTransport())
+    with LocalCluster("ab", transport=network) as cluster:
+        changes = cluster["a"].changes()
+        network.refuse(cluster.address("b"))
+        with cluster.rendezvous.changed:
+            cluster.rendezvous.remove("b")
+        change = changes.get(PATIENCE)
+        assert change is not None
+        assert (change.kind, change.member.name) == (ChangeKind.DIED, "b")
+        changes.close()
+
+
+def test_a_member_that_cannot_be_reached_and_is_registered_stays_a_member() -> None:
+    network = FaultyTransport(MemoryTransport())
+    with LocalCluster("ab", transport=network) as cluster:
+        group = cluster["a"]
+        assert group.agent.rpc_sync("b", echo, (1,)) == 1
+        assert not group.is_unreachable("b")
+        network.refuse(cluster.address("b"))
+        network.sever(cluster.address("b"))
+        until(lambda: group.is_unreachable("b"))
+        assert names(group) == ["a", "b"]
+        network.restore(cluster.address("b"))
+        assert group.agent.rpc_sync("b", echo, (1,)) == 1
+        assert not group.is_unreachable("b")
+
+
+def test_a_worker_that_comes_back_is_a_new_incarnation(cluster: LocalCluster) -> None:
+    before = cluster["c"].me.incarnation
+    assert cluster.agent("a").rpc_sync("c", echo, (1,)) == 1
+    cluster.evict("c")
+    cluster.join("c")
+    until(lambda: cluster.agent("a").peer("c").incarnation > before)
+    assert cluster.agent("a").rpc_sync("c", echo, (2,)) == 2
+
+
+# Draining.
+
+
+def test_a_drain_request_reaches_the_callbacks(cluster: LocalCluster) -> None:
+    heard: list[tuple[str, str]] = []
+    both = threading.Semaphore(0)
+
+    def on_drain(request: DrainRequest) -> None:
+        heard.append(("first", request.reason))
+        both.release()
+
+    def too(request: DrainRequest) -> None:
+        heard.append(("second", request.reason))
+        both.release()
+
+    cluster["b"].on_drain(on_drain)
+    cluster["b"].on_drain(too)
+    changes = cluster["a"].changes()
+    request = DrainRequest(time.time() + 60, "scaled down")
+    MemoryRendezvous(cluster.rendezvous).request_drain("b", request)
+    assert both.acquire(timeout=PATIENCE)
+    assert both.acquire(timeout=PATIENCE)
+    assert sorted(heard) == [("first", "scaled down"), ("second", "scaled down")]
+    change = changes.get(PATIENCE)
+    assert change is not None
+    assert (change.kind, change.member.name) == (ChangeKind.DRAINING, "b")
+    late = threading.Event()
+    cluster["b"].on_drain(lambda request: late.set())
+    assert late.wait(PATIENCE), "told at once where it has been asked already"
+    changes.close()
+
+
+def test_a_second_drain_request_is_not_told_again(cluster: LocalCluster) -> None:
+    heard: list[str] = []
+    cluster["b"].on_drain(lambda request: heard.append(request.reason))
+    cluster["b"].drain(DrainRequest(time.time() + 60, "first"))
+    cluster["b"].drain(DrainRequest(time.time() + 60, "second"))
+    assert heard == ["first"]
+
+
+def test_a_callback_that_fails_does_not_keep_the_others_from_hearing(cluster: LocalCluster) -> None:
+    heard = threading.Event()
+
+    def broken(request: DrainRequest) -> None:
+        raise ValueError("in a callback")
+
+    cluster["b"].on_drain(broken)
+    cluster["b"].on_drain(lambda request: heard.set())
+    MemoryRendezvous(cluster.rendezvous).request_drain("b", DrainRequest(time.time() + 60, "why"))
+    assert heard.wait(PATIENCE)
+
+
+def test_a_drain_that_nobody_listens_to(cluster: LocalCluster) -> None:
+    unheard: list[DrainRequest] = []
+    cluster["b"].when_drained_unheard = unheard.append
+    request = DrainRequest(time.time() + 60, "why")
+    cluster["b"].drain(request)
+    assert unheard == [request]
+
+
+def test_a_drained_worker_still_serves_until_it_leaves(cluster: LocalCluster) -> None:
+    cluster["b"].on_drain(lambda request: None)
+    cluster["b"].drain(DrainRequest(time.time() + 60, "why"))
+    assert cluster.agent("a").rpc_sync("b", echo, (1,)) == 1
+    cluster.leave("b")
+    until(lambda: names(cluster["a"]) == ["a", "c"])
+
+
+# What is shown.
+
+
+def test_progress_is_published(cluster: LocalCluster) -> None:
+    import json
+
+    cluster["a"].progress(step=3, loss=0.5)
+    cluster["a"].progress(step=4)
+    place = MemoryRendezvous(cluster.rendezvous)
+    group = cluster["a"]
+    group._stats._publish()
+    assert json.loads(place.stats()["a"])["progress"] == {"step": 4, "loss": 0.5}
