@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import torch
 
 from rpcgroup.agent import invocation
 from rpcgroup.agent.agent import Agent
+from rpcgroup.agent.pool import BASE_THREADS
 from rpcgroup.testing.cluster import LocalCluster
 
 PATIENCE = 30.0
@@ -122,3 +124,73 @@ def test_a_session_whose_first_handshake_fails_is_forgotten(a: Agent, cluster: L
     assert b.sessions() == []
     with pytest.raises(ConnectionResetError):
         session.hold()
+
+
+def test_a_job_that_finds_the_free_thread_taken_is_run(a: Agent) -> None:
+    """Two jobs at once where one thread is free: the second wakes the monitor, though it did not find all busy."""
+    gate, started, ran = threading.Event(), threading.Semaphore(0), threading.Event()
+
+    def block() -> None:
+        started.release()
+        gate.wait(PATIENCE)
+
+    try:
+        for _ in range(BASE_THREADS - 1):
+            a.pool.submit(block)
+        for _ in range(BASE_THREADS - 1):
+            assert started.acquire(timeout=PATIENCE)
+        a.pool.submit(lambda: None)
+        await_that(lambda: a.monitor.cold and not a.pool.waiting)
+        a.pool.submit(block)
+        a.pool.submit(ran.set)
+        assert ran.wait(PATIENCE)
+    finally:
+        gate.set()
+
+
+def test_a_job_that_exits_its_thread_does_not_count_as_busy_for_ever(a: Agent) -> None:
+    a.pool.submit(lambda: sys.exit(1))
+    await_that(lambda: a.pool.done >= 1)
+    assert not a.pool.saturated
+
+
+def test_the_monitor_goes_on_after_a_failure(a: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(a.monitor, "_run_timers", fail)
+    a.monitor.wake()
+    assert failed.wait(PATIENCE)
+    monkeypatch.undo()
+    done = threading.Event()
+    a.monitor.call_soon(done.set)
+    assert done.wait(PATIENCE)
+
+
+def test_a_reactor_that_fails_between_runs_goes_on(
+    a: Agent, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert a.rpc_sync("b", add, (1, 2)) == 3
+    reactor = cluster.agent("b").reactor
+    serve, failures = reactor._serve, iter([1])
+
+    def fail_once(*args: Any) -> bool:
+        if next(failures, None):
+            raise MemoryError
+        return serve(*args)
+
+    monkeypatch.setattr(reactor, "_serve", fail_once)
+    assert a.rpc_sync("b", add, (3, 4), timeout=PATIENCE) == 7
+
+
+def test_nobody_leads_instead_where_no_thread_can_be_started(
+    a: Agent, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert a.rpc_sync("b", add, (1, 2)) == 3
+    reactor = cluster.agent("b").reactor
+    monkeypatch.setattr(reactor, "_new_standby", lambda: None)
+    assert a.rpc_sync("b", time.sleep, (0.05,), timeout=PATIENCE) is None
+    assert a.rpc_sync("b", add, (3, 4), timeout=PATIENCE) == 7

@@ -49,7 +49,7 @@ class Monitor:
         self._lock = _thread.allocate_lock()  # held while asleep; released to wake
         self._lock.acquire()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._timers_lock = threading.Lock()  # guards _timers
+        self._timers_lock = threading.Lock()  # guards _timers, and next_deadline where it is brought forward
         self._soon: deque[Callable[[], None]] = deque()
         self._count = itertools.count()
         self.next_deadline = math.inf
@@ -91,21 +91,28 @@ class Monitor:
 
     def expect(self, deadline: float) -> None:
         """A call that nobody may be waiting for ends at `deadline`."""
-        if deadline < self.next_deadline:
-            self.next_deadline = deadline
+        with self._timers_lock:
+            sooner = deadline < self.next_deadline
+            if sooner:
+                self.next_deadline = deadline
+        if sooner:
             self.wake()
 
     # -- the thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        seconds = self._sleep_seconds()
         while not self._closed:
-            self._lock.acquire(True, self._sleep_seconds())
+            self._lock.acquire(True, seconds)
             self.cold = False
             try:
                 self._tick_while_busy()
                 self._fall_asleep()
+                seconds = self._sleep_seconds()
             except Exception:
                 _log.exception("the monitor failed in a tick: this is a bug of rpcgroup")
+                self.cold = True
+                seconds = HEARTBEAT
 
     def _sleep_seconds(self) -> float:
         wake_at = []

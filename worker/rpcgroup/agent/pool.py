@@ -40,8 +40,8 @@ class Pool:
         self._jobs.put(job)
         if len(self._threads) < BASE_THREADS and self._busy + self._jobs.qsize() > len(self._threads):
             self._start(1)
-        elif self.saturated:
-            self._wake_monitor()  # it lets the pool grow
+        else:
+            self._wake_monitor()  # it lets the pool grow, should nobody be free after all
 
     @property
     def waiting(self) -> int:
@@ -105,7 +105,7 @@ class Pool:
                 self._busy += 1
             try:
                 job()
-            except Exception:
+            except BaseException:
                 _log.exception("a job of the agent failed: this is a bug of rpcgroup")
             with self._busy_lock:
                 self._busy -= 1
@@ -114,9 +114,13 @@ class Pool:
 
     def _retire(self) -> bool:
         with self._lock:
-            if self._closed or self._jobs.qsize():
+            if self._closed:
                 return False
+            # First no longer counted, then looked again: whoever submits after this starts another thread.
             self._threads.discard(threading.current_thread())
+            if self._jobs.qsize():
+                self._threads.add(threading.current_thread())
+                return False
             return True
 
 
