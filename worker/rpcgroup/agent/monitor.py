@@ -28,6 +28,8 @@ QUIET_TICKS: Final = 20
 """Ticks without traffic after which the monitor sleeps."""
 SLOW_RUNS: Final = 8
 """Quick runs in the pool that a slow function owes before the reactor runs it again."""
+FAILURE_PAUSE: Final = 0.1
+"""Seconds after a tick that failed: the next may fail too, and each is logged."""
 HEARTBEAT: Final = 0.5
 """Seconds between two looks at the silence of peers that owe an answer."""
 
@@ -111,6 +113,9 @@ class Monitor:
                 seconds = self._sleep_seconds()
             except Exception:
                 _log.exception("the monitor failed in a tick: this is a bug of rpcgroup")
+                self._lock.acquire(True, FAILURE_PAUSE)
+                self.cold = True
+                self.wake()  # it was awake, and nobody would wake it
                 self.cold = True
                 seconds = HEARTBEAT
 

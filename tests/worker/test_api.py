@@ -1,0 +1,237 @@
+"""The module-level functions over the memory rendezvous: one member of this process, its peers by hand."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import rpcgroup as rpc
+from rpcgroup import api, contract
+from rpcgroup.errors import (
+    GroupError,
+    MemberExistsError,
+    NotInitializedError,
+    RendezvousError,
+    UnknownWorkerError,
+)
+from rpcgroup.membership.memory import MemoryGroup, MemoryRendezvous
+
+PATIENCE = 30.0
+_places = itertools.count()
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in [name for name in os.environ if name.startswith("RPCGROUP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(contract.ENV_SECRET, "secret")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield f"memory://test-api-{next(_places)}/default/g"
+    if api._group is not None:
+        rpc.shutdown(graceful=False)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def echo(x: Any) -> Any:
+    return x
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, n: int) -> int:
+        self.value += n
+        return self.value
+
+
+def test_before_and_after(url: str) -> None:
+    uses = (
+        lambda: rpc.rpc_sync("w0", echo, (1,)),
+        lambda: rpc.rpc_async("w0", echo, (1,)),
+        lambda: rpc.remote("w0", echo, (1,)),
+        lambda: rpc.RRef(1),
+        lambda: rpc.get_worker_info(),
+        lambda: rpc.on_drain(print),
+        lambda: rpc.progress(x=1),
+        lambda: rpc.shutdown(),
+    )
+    for turn in range(3):
+        for use in uses:
+            with pytest.raises(NotInitializedError, match="RPC has not been initialized"):
+                use()  # type: ignore[no-untyped-call]
+        group = rpc.init_rpc("w0", init_method=url)
+        assert group.name == "w0"
+        assert rpc.rpc_sync("w0", echo, (turn,)) == turn
+        rpc.shutdown()
+
+
+def test_everything_of_one_worker(url: str) -> None:
+    rpc.init_rpc("w0", init_method=url, role="server", labels={"zone": "x"})
+    assert rpc.rpc_sync("w0", echo, args=(1,), kwargs={}, timeout=5) == 1
+    assert rpc.rpc_async("w0", echo, args=(2,)).wait() == 2
+    assert rpc.remote("w0", echo, args=(3,)).to_here() == 3
+    counter = rpc.RRef(Counter())
+    assert counter.rpc_sync().add(2) == 2
+    info = rpc.get_worker_info()
+    assert info.name == "w0"
+    assert rpc.get_worker_info("w0") == info
+    assert rpc.rpc_sync(info, echo, (4,)) == 4
+    with pytest.raises(UnknownWorkerError):
+        rpc.get_worker_info("nobody")
+    (me,) = rpc.init_rpc.__globals__["_group"].members()
+    assert (me.role, me.labels) == ("server", {"zone": "x"})
+
+
+def test_torchs_static_group_by_rank(url: str) -> None:
+    group = rpc.init_rpc("w0", rank=0, world_size=1, init_method=url)
+    assert group.me.id == 0
+    assert rpc.rpc_sync(0, echo, (1,)) == 1
+
+
+def test_the_environment_says_it_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(contract.ENV_RENDEZVOUS, url)
+    monkeypatch.setenv(contract.ENV_NAME, "g-worker-0")
+    monkeypatch.setenv(contract.ENV_ROLE, "trainer")
+    monkeypatch.setenv(contract.ENV_POD_NAME, "pod")
+    monkeypatch.setenv(contract.ENV_POD_UID, "uid")
+    me = rpc.init_rpc().me
+    assert (me.name, me.role, me.pod_name, me.pod_uid) == ("g-worker-0", "trainer", "pod", "uid")
+
+
+def test_what_is_missing_is_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GroupError, match=r"where the group meets: give init_method='etcd://"):
+        rpc.init_rpc("w0")
+    with pytest.raises(GroupError, match="needs the worker's name"):
+        rpc.init_rpc(init_method=url)
+    with pytest.raises(RendezvousError, match="not a rendezvous URL"):
+        rpc.init_rpc("w0", init_method="http://somewhere/n/g")
+    monkeypatch.delenv(contract.ENV_SECRET)
+    with pytest.raises(GroupError, match="the group has no secret"):
+        rpc.init_rpc("w0", init_method=url)
+    monkeypatch.setenv(contract.ENV_PORT, "many")
+    with pytest.raises(GroupError, match="RPCGROUP_PORT='many'"):
+        rpc.init_rpc("w0", init_method=url)
+
+
+def test_twice_is_an_error(url: str) -> None:
+    rpc.init_rpc("w0", init_method=url)
+    with pytest.raises(GroupError, match="already initialized: this process is 'w0'"):
+        rpc.init_rpc("w1", init_method=url)
+    assert rpc.rpc_sync("w0", echo, (1,)) == 1
+
+
+def test_a_name_that_is_taken(url: str) -> None:
+    place = MemoryGroup.named(*_parts(url))
+    with place.changed:
+        place.put(rpc.MemberRecord(name="w0", token="another", address="memory://elsewhere"))
+    with pytest.raises(MemberExistsError, match="cannot join as 'w0'"):
+        rpc.init_rpc("w0", init_method=url)
+    assert api._group is None
+    rpc.init_rpc("w1", init_method=url)
+
+
+def test_a_static_group_that_stays_incomplete(url: str) -> None:
+    options = rpc.AgentOptions(rpc_timeout=0.05)
+    with pytest.raises(GroupError, match="1 members are here, 2 were waited for"):
+        rpc.init_rpc("w0", rank=0, world_size=2, init_method=url, rpc_backend_options=options)
+    assert api._group is None
+
+
+def test_draining_and_progress(url: str) -> None:
+    rpc.init_rpc("w0", init_method=url)
+    heard: list[rpc.DrainRequest] = []
+    drained = threading.Event()
+
+    def on_drain(request: rpc.DrainRequest) -> None:
+        heard.append(request)
+        drained.set()
+
+    rpc.on_drain(on_drain)
+    rpc.progress(step=1)
+    place = MemoryRendezvous(MemoryGroup.named(*_parts(url)))
+    place.request_drain("w0", rpc.DrainRequest(1e12, "scaled down"))
+    assert drained.wait(PATIENCE)
+    assert heard[0].reason == "scaled down"
+
+
+def test_a_sigterm_asks_to_leave(url: str) -> None:
+    rpc.init_rpc("w0", init_method=url)
+    drained = threading.Event()
+    rpc.on_drain(lambda request: drained.set())
+    signal.raise_signal(signal.SIGTERM)
+    assert drained.wait(PATIENCE)
+
+
+def test_a_program_that_handles_sigterm_itself_keeps_its_handler(url: str) -> None:
+    handled: list[int] = []
+
+    def mine(signum: int, frame: Any) -> None:
+        handled.append(signum)
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        rpc.init_rpc("w0", init_method=url)
+        signal.raise_signal(signal.SIGTERM)
+        assert handled == [signal.SIGTERM]
+        rpc.shutdown()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_drained_program_that_does_not_listen_leaves_and_ends() -> None:
+    """In good order: its record is gone, and its exit status is that of SIGTERM."""
+    program = textwrap.dedent(
+        """
+        import os, signal, threading
+        import rpcgroup as rpc
+        rpc.init_rpc("w0", init_method="memory://place/default/g")
+        print("in", flush=True)
+        threading.Event().wait()
+        """
+    )
+    environment = {**os.environ, contract.ENV_SECRET: "s"}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"in\n"
+    process.terminate()
+    assert process.wait(PATIENCE) in (-signal.SIGTERM, 0)
+    process.stdout.close()
+
+
+def test_a_program_that_forgets_to_shut_down_ends_all_the_same() -> None:
+    program = textwrap.dedent(
+        """
+        import operator
+        import rpcgroup as rpc
+        rpc.init_rpc("w0", init_method="memory://place/default/g")
+        assert rpc.rpc_sync("w0", operator.add, (1, 2)) == 3
+        reference = rpc.remote("w0", operator.add, (1, 2))
+        print(reference.to_here())
+        """
+    )
+    environment = {**os.environ, contract.ENV_SECRET: "s"}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env=environment,
+        timeout=100,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, "3\n")
+    assert "Traceback" not in result.stderr
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    place, namespace, group = url.removeprefix("memory://").split("/")
+    return place, namespace, group
