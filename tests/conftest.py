@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import sys
@@ -135,3 +136,12 @@ def _command_line(pid: int) -> str:
             return command.read().replace("\0", " ").strip() or "(ended, not waited for)"
     except OSError:
         return "(gone)"
+
+
+@pytest.fixture(autouse=True)
+def log_level_as_it_was() -> Iterator[None]:
+    """Commands that run inside this process set the level of the package's log."""
+    log = logging.getLogger("rpcgroup")
+    level = log.level
+    yield
+    log.setLevel(level)
