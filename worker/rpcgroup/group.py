@@ -256,6 +256,11 @@ class Group:
             self._changed.notify_all()
         for change in changes:
             self._log_and_remove(change)
+        if any(change.kind in (ChangeKind.LEFT, ChangeKind.DIED) for change in changes):
+            with self._lock:
+                # Other news may have brought one back before it was removed from the agent.
+                for record in self._tracker.members.values():
+                    self.agent.add_member(record)
         return missing
 
     def _log_and_remove(self, change: Change) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ import torch
 from rpcgroup.agent import invocation
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.pool import BASE_THREADS
+from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.testing.cluster import LocalCluster
 
 PATIENCE = 30.0
@@ -194,3 +197,34 @@ def test_nobody_leads_instead_where_no_thread_can_be_started(
     monkeypatch.setattr(reactor, "_new_standby", lambda: None)
     assert a.rpc_sync("b", time.sleep, (0.05,), timeout=PATIENCE) is None
     assert a.rpc_sync("b", add, (3, 4), timeout=PATIENCE) == 7
+
+
+def test_a_member_that_leaves_while_it_is_being_connected_to_keeps_no_link(
+    a: Agent, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = a.peer("b")
+    connect = peer._connect
+
+    def connect_as_it_leaves() -> Any:
+        peer.leave("has left the group")
+        monkeypatch.setattr(peer, "gone", "")
+        link = connect()
+        monkeypatch.setattr(peer, "gone", "has left the group")
+        return link
+
+    monkeypatch.setattr(peer, "_connect", connect_as_it_leaves)
+    with pytest.raises(PeerUnreachableError, match="has left"):
+        peer.link()
+    assert a.links() == ()
+
+
+def test_closing_in_a_forked_child_does_not_wake_the_parent(a: Agent) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            a.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert select.select([a.reactor._wake_read], [], [], 0)[0] == []
+    assert a.rpc_sync("b", add, (1, 2)) == 3

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from rpcgroup import futures
@@ -235,7 +236,11 @@ class Agent:
             if known.incarnation == record.incarnation:
                 known.record = record
                 return
-            self.remove_member(known.record, f"was replaced by its incarnation {record.incarnation}")
+            for target in (record.name, known.record.id):
+                self._ready.pop(target, None)
+            # Not in this thread: it ends calls and sends, and the caller may hold what that needs.
+            why = f"was replaced by its incarnation {record.incarnation}"
+            self.pool.submit(partial(self.remove_member, known.record, why))
         self.newest_incarnation = max(self.newest_incarnation, record.incarnation)
         peer = Peer(self, record)
         for key in (record.name, record.id, ("incarnation", record.incarnation)):
@@ -400,8 +405,8 @@ class Agent:
     def close(self) -> None:
         """End at once: pending calls fail, running functions are left to end. Idempotent."""
         with self._close_lock:
-            if self._closed:
-                return
+            if self._closed or os.getpid() != self._pid:
+                return  # in a forked child the reactor's pipe is the parent's too: closing would wake that for ever
             self._closed = True
         self.close_links()
         self._doorway.close(CLOSE_SECONDS)

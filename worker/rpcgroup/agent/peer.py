@@ -50,6 +50,10 @@ class Peer:
             if link is None or link.failure is not None:
                 link = self._connect()
                 self._link = link
+                if self.gone:  # looked at after the link could be seen: one of the two fails it
+                    link.fail(PeerUnreachableError(f"{self.name} {self.gone}"))
+        if link.failure is not None:
+            raise PeerUnreachableError(*link.failure.args)
         return link
 
     def existing_link(self) -> Link | None:
