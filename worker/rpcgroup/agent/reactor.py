@@ -24,6 +24,8 @@ __all__ = ["Handler", "Handlers", "Incoming", "Leadership", "Outgoing", "Reactor
 
 WRITE_AFTER: Final = 200e-6
 """Seconds of running functions after which the answers so far are written."""
+LARGE_READS: Final = 32
+"""Reads into one large buffer before the other channels get their turn: an epoll between any two costs as much."""
 WRITE_FRAMES: Final = 64
 STANDBY_SECONDS: Final = 5.0
 FAILURE_PAUSE: Final = 0.01
@@ -300,15 +302,20 @@ class Reactor:
         return token.leave()
 
     def _serve(self, incoming: Incoming, token: Leadership) -> bool:
-        """Read once and run what came; false when the leadership was lost on the way."""
+        """Read once, more for a large buffer, and run what came; false when the leadership was lost on the way."""
         channel = incoming.channel
         lock = channel.read_lock
         if not lock.acquire(False):
             return True
         try:
             channel.try_receive()
+            for _ in range(LARGE_READS):
+                if not channel.reader.filling:
+                    break
+                channel.try_receive()
         except BlockingIOError:
-            return True
+            if not channel.reader.frames:
+                return True
         except Exception as exc:
             self.unwatch(incoming)
             incoming.broke(exc)

@@ -129,6 +129,11 @@ class FrameReader:
         """The beginning of a frame is here, and its end is not."""
         return bool(self._sinks) or self._end > 0
 
+    @property
+    def filling(self) -> bool:
+        """The next bytes belong into a body or buffer with memory of its own."""
+        return bool(self._sinks)
+
     def target(self) -> memoryview:
         """Where the next bytes belong; never empty."""
         if self._sinks:
