@@ -6,6 +6,7 @@ from rpcgroup.errors import (
     CallTimeoutError,
     NotInitializedError,
     OwnerDiedError,
+    PeerUnreachableError,
     RRefCreationTimeoutError,
     RRefError,
 )
@@ -42,12 +43,14 @@ def use_error(user: UserFork) -> Exception:
 
 
 def creation_error(fork: ForkData, error: BaseException) -> Exception:
-    """`remote` was not answered: by timeout, or otherwise."""
+    """`remote` was not answered: by timeout, because the owner is out of reach, or otherwise."""
     failure: Exception
     if isinstance(error, CallTimeoutError):
         failure = RRefCreationTimeoutError(
             f"RRef creation on worker {fork.owner_name!r} timed out; its value may or may not exist: {error}"
         )
+    elif isinstance(error, PeerUnreachableError):
+        failure = OwnerDiedError(f"RRef creation on worker {fork.owner_name!r} failed: {error}")
     else:
         failure = RRefError(f"RRef creation on worker {fork.owner_name!r} failed: {error}")
     failure.__cause__ = error
