@@ -27,7 +27,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest tests --ignore tests/chaos -n 2 --dist loadfile
 
 test-chaos: $(READY)
-	@$(BIN)/python -m pytest tests/chaos
+	@RPCGROUP_CHAOS_RUNS=$${RPCGROUP_CHAOS_RUNS:-100} $(BIN)/python -m pytest tests/chaos
 
 test-matrix: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/matrix.sh
