@@ -19,51 +19,72 @@ import pytest
 
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.options import AgentOptions
-from rpcgroup.errors import PeerUnreachableError, UnknownWorkerError
+from rpcgroup.errors import PeerUnreachableError, RRefError, UnknownWorkerError
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.transport.tcp import TcpTransport
 
 PATIENCE = 60.0
 SECRET = b"shared by both processes"
 
-CHILD = textwrap.dedent(
+NURSERY = textwrap.dedent(
     """
-    import json, sys
+    import json, os, signal, sys, time
     from rpcgroup.agent.agent import Agent
     from rpcgroup.membership.record import MemberRecord
     from rpcgroup.transport.tcp import TcpTransport
 
-    incarnation, parent = int(sys.argv[1]), sys.argv[2]
-    agent = Agent(name="b", group="g", secret=sys.argv[3].encode(), transport=TcpTransport(), host="127.0.0.1")
-    record = MemberRecord(name="b", id=2, incarnation=incarnation, address=agent.address)
-    agent.start(record)
-    agent.add_member(record)
-    agent.add_member(MemberRecord(name="a", id=1, incarnation=11, address=parent))
-    print(json.dumps([agent.address, __import__("os").getpid()]), flush=True)
-    sys.stdin.read()
-    agent.close()
+    def serve(incarnation, parent, secret, nursery):
+        agent = Agent(name="b", group="g", secret=secret.encode(), transport=TcpTransport(), host="127.0.0.1")
+        record = MemberRecord(name="b", id=2, incarnation=incarnation, address=agent.address)
+        agent.start(record)
+        agent.add_member(record)
+        agent.add_member(MemberRecord(name="a", id=1, incarnation=11, address=parent))
+        print(json.dumps([agent.address, os.getpid()]), flush=True)
+        while os.getppid() == nursery:
+            time.sleep(0.2)
+        os._exit(0)
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in iter(sys.stdin.readline, ""):
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            serve(*json.loads(line), os.getppid())
     """
 )
 
 
-class Child:
-    """The worker `b` in another process; it ends by itself when this one does."""
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[subprocess.Popen[str]]:
+    """A process that forks the workers: each would need seconds to import torch."""
+    command = [sys.executable, "-c", NURSERY]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield process
+    process.communicate(timeout=PATIENCE)
 
-    def __init__(self, parent: Agent, incarnation: int = 22) -> None:
-        command = [sys.executable, "-c", CHILD, str(incarnation), parent.address, SECRET.decode()]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process.stdout is not None
-        address, self.pid = json.loads(self.process.stdout.readline())
+
+class Child:
+    """The worker `b` in another process."""
+
+    def __init__(self, nursery: subprocess.Popen[str], parent: Agent, incarnation: int = 22) -> None:
+        assert nursery.stdin is not None
+        assert nursery.stdout is not None
+        nursery.stdin.write(json.dumps([incarnation, parent.address, SECRET.decode()]) + "\n")
+        nursery.stdin.flush()
+        address, self.pid = json.loads(nursery.stdout.readline())
         self.record = MemberRecord(name="b", id=2, incarnation=incarnation, address=address)
         parent.add_member(self.record)
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE)
+    def signal(self, number: int) -> bool:
+        """False where it has ended."""
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.communicate(timeout=PATIENCE)
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        until(lambda: not self.signal(0))
 
 
 @pytest.fixture
@@ -80,10 +101,10 @@ def a() -> Iterator[Agent]:
 
 
 @pytest.fixture
-def b(a: Agent) -> Iterator[Child]:
-    child = Child(a)
+def b(nursery: subprocess.Popen[str], a: Agent) -> Iterator[Child]:
+    child = Child(nursery, a)
     yield child
-    child.close()
+    child.kill()
 
 
 def test_calls_between_processes(a: Agent, b: Child) -> None:
@@ -130,7 +151,7 @@ def test_a_peer_that_is_killed_fails_its_pending_and_new_calls(a: Agent, b: Chil
             future.wait()
         errors.append(raised.value)
     if reference is not None:
-        with pytest.raises(PeerUnreachableError):
+        with pytest.raises((PeerUnreachableError, RRefError), match=f"b at {b.record.address} was lost"):
             reference.to_here()
     assert len(errors) == expected
     for error in errors:
@@ -164,25 +185,25 @@ def test_a_peer_that_is_only_busy_is_not_given_up(a: Agent, b: Child) -> None:
     """Stopped for longer than the silence allowed: its kernel still answers."""
     a.rpc_sync("b", os.getpid)
     future = a.rpc_async("b", operator.add, (1, 2))
-    b.process.send_signal(signal.SIGSTOP)
+    b.signal(signal.SIGSTOP)
     second = a.rpc_async("b", operator.add, (3, 4))
     threading.Event().wait(3 * a.options.silence)
     assert not second.done() or second.wait() == 7
-    b.process.send_signal(signal.SIGCONT)
+    b.signal(signal.SIGCONT)
     assert (future.wait(), second.wait()) == (3, 7)
 
 
-def test_a_peer_that_comes_back_under_its_name(a: Agent, b: Child) -> None:
+def test_a_peer_that_comes_back_under_its_name(nursery: subprocess.Popen[str], a: Agent, b: Child) -> None:
     first = a.rpc_sync("b", os.getpid)
     b.kill()
-    again = Child(a, incarnation=23)
+    again = Child(nursery, a, incarnation=23)
     assert a.rpc_sync("b", os.getpid) == again.pid != first
     a.remove_member(b.record, "late news of its earlier life")
     assert a.rpc_sync("b", os.getpid) == again.pid
     a.remove_member(again.record, "has died")
     with pytest.raises(UnknownWorkerError):
         a.rpc_sync("b", os.getpid)
-    again.close()
+    again.kill()
 
 
 def test_another_process_at_the_address_of_a_dead_peer_is_not_taken_for_it(a: Agent, b: Child) -> None:
