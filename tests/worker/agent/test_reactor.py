@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rpcgroup.agent import reactor as reactor_module
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.reactor import Leadership
 from rpcgroup.testing.cluster import LocalCluster
@@ -192,3 +193,31 @@ def test_standbys_are_used_again(cluster: LocalCluster, a: Agent) -> None:
         events["g"].set()
         future.wait()
     assert len(b.reactor._threads) <= 4
+
+
+def test_a_standby_that_comes_back_while_the_reactor_closes_is_dismissed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reactor_module, "STANDBY_SECONDS", 10 * PATIENCE)
+    with LocalCluster("a") as cluster:
+        reactor = cluster.agent("a").reactor
+        closed = threading.Event()
+
+        class Standbys(type(reactor._standbys)):  # type: ignore[misc]
+            """Closes the reactor between the two steps of a hand-over."""
+
+            def pop(self) -> Any:
+                if threading.current_thread() is not handing:
+                    return super().pop()
+                standby = super().pop() if self else reactor._new_standby()
+                closing = threading.Thread(target=lambda: (cluster.agent("a").close(), closed.set()))
+                closing.start()
+                until(lambda: reactor._closed and reactor.token.runs == 0)
+                return standby
+
+        reactor._standbys = Standbys()
+        handing = threading.Thread(target=reactor.hand_over)
+        handing.start()
+        handing.join(PATIENCE)
+        assert closed.wait(PATIENCE)
+        until(lambda: not reactor._threads)

@@ -205,6 +205,8 @@ class Reactor:
             standby = new
         if not self.token.end():
             self._standbys.append(standby)
+            if self._closed:
+                self._dismiss_standbys()  # it came back after `close` had looked
             return False
         self._begin_term(standby)
         return True
@@ -367,14 +369,17 @@ class Reactor:
             threads = list(self._threads)
         self.token = Leadership(None)  # who leads runs nothing more of what it has read
         os.write(self._wake_write, b"x")
+        self._dismiss_standbys()
+        me = threading.current_thread()
+        join_all([t for t in threads if t is not me], timeout)
+        self._epoll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _dismiss_standbys(self) -> None:
         while self._standbys:
             try:
                 standby = self._standbys.pop()
             except IndexError:
                 break
             standby.lock.release()
-        me = threading.current_thread()
-        join_all([t for t in threads if t is not me], timeout)
-        self._epoll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
