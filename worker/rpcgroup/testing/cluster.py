@@ -66,7 +66,7 @@ class LocalCluster:
             MemberRecord(name=name, role=role, id=rank, address=agent.address, state=MemberState.READY)
         )
         self._groups[name] = group
-        for other in self._groups.values():
+        for other in list(self._groups.values()):  # others may join meanwhile
             other.wait_for(len(self._groups), timeout=10)
         return group
 
