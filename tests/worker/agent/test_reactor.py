@@ -156,7 +156,9 @@ def test_a_callback_that_blocks_keeps_no_call_waiting(cluster: LocalCluster, a: 
         inside.set()
         events["g"].wait(PATIENCE)
 
-    a.rpc_async("b", echo).add_done_callback(block)
+    events["first"] = threading.Event()
+    a.rpc_async("b", wait_for, ("first",)).add_done_callback(block)
+    events["first"].set()  # not before: of an answer that is there the callback runs at once, here
     assert inside.wait(PATIENCE)
     for n in range(20):
         assert cluster.agent("b").rpc_sync("a", echo, (n,)) == n

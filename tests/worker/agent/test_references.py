@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rpcgroup.agent.agent import Agent
+from rpcgroup.agent.options import AgentOptions
 from rpcgroup.errors import (
     CallTimeoutError,
     OwnerDiedError,
@@ -230,7 +231,8 @@ def test_a_remote_that_fails_to_be_sent(a: Agent) -> None:
 
 def test_a_remote_that_times_out_raises_at_every_later_use() -> None:
     network = FaultyTransport(MemoryTransport())
-    with LocalCluster("abc", transport=network) as cluster:
+    options = AgentOptions(silence=100 * PATIENCE)
+    with LocalCluster("abc", transport=network, options=options) as cluster:
         a = cluster.agent("a")
         a.rpc_sync("b", make, (1,))
         network.silence(cluster.address("b"))
