@@ -78,6 +78,21 @@ class CallFuture(Future[T], Call):
         self._decode()
         self._run_callbacks()
 
+    def settle_with_nothing(self) -> None:
+        """The link's: the answer has no value, so there is nothing to decode later."""
+        self._value = None
+        self._settled = self.answered = True
+        if self.lock is not None:
+            self._wake()
+        # Settled first, then looked: a callback or a torch part that came meanwhile is seen here or there.
+        if self.eager or self._has_torch_part:
+            self.link.agent.pool.submit(self._finish)
+
+    def _finish(self) -> None:
+        if self._has_torch_part:
+            self._mirror()
+        self._run_callbacks()
+
     def materialize(self) -> None:
         """Make torch's part, and fill it in as soon as there is a value."""
         with _torch_part_lock:

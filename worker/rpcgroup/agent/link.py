@@ -313,14 +313,9 @@ class Link:
                 if self._waiters:
                     self._waiters.pop(frame.id, None)
                 if call.is_future:
-                    # Before it is answered: whoever sees that looks here.
-                    future = cast("CallFuture[Any]", call)
-                    future.frame = frame  # whoever takes it out settles it at once
-                    self.unsettled[frame.id] = future
-                    if future.eager:
-                        self._eager = True
-                        self._eager_calls -= 1
-                call.complete(frame)
+                    self._deliver_to_future(frame, cast("CallFuture[Any]", call))
+                else:
+                    call.complete(frame)
             else:
                 self.peer.forks.decline(self._codec.references_in(frame.flags, frame.body, frame.body_start))
         elif kind == _GOODBYE:
@@ -329,6 +324,18 @@ class Link:
             _log.warning("%s sent a message of kind %d where answers are expected", self.peer.name, kind)
         if self.leaving:
             self.channel.send_acknowledgement()  # no call of mine will carry it, and the leaver waits for it
+
+    def _deliver_to_future(self, frame: Frame, future: CallFuture[Any]) -> None:
+        if future.eager:
+            self._eager = True
+            self._eager_calls -= 1
+        elif frame.kind == _RESPONSE and not frame.flags:
+            future.settle_with_nothing()
+            return
+        # Before it is answered: whoever sees that looks here, and whoever takes it out settles it at once.
+        future.frame = frame
+        self.unsettled[frame.id] = future
+        future.complete(frame)
 
     def expect_eager(self) -> None:
         """A pending call has got a callback: read its answer as soon as it is here."""
