@@ -115,8 +115,13 @@ def decode_tensor(body: bytearray, offset: int, base: int, buffers: Any) -> tupl
             count *= n
         offset += (base - offset) % _ALIGNMENT
         if count:
-            tensor = _frombuffer(body, dtype=dtype, count=count, offset=offset)
-            offset += count * _SIZES[code]
+            size = count * _SIZES[code]
+            if offset % _ALIGNMENT:
+                # An odd number of buffer sizes stands before: torch's kernels fault on memory that is not aligned.
+                tensor = _frombuffer(body[offset : offset + size], dtype=dtype, count=count)
+            else:
+                tensor = _frombuffer(body, dtype=dtype, count=count, offset=offset)
+            offset += size
             if dimensions != 1:
                 tensor = tensor.view(shape)
         else:
