@@ -21,6 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from rpcgroup.errors import MessageTooLargeError, RemoteProtocolError, SerializationError
 from rpcgroup.wire.codec import FORMAT_MASK, NOTHING, OBJECTS, PICKLE, TENSORS, Codec, Encoded
+from rpcgroup.wire.frames import Body
 
 Point = collections.namedtuple("Point", "x y")
 
@@ -45,17 +46,18 @@ class Unpicklable:
         raise ValueError("never")
 
 
-def received(encoded: Encoded, prefix: int = 0) -> tuple[bytearray, int, list[bytearray]]:
+def received(encoded: Encoded) -> Body | None:
     """As a reader delivers it: the body behind the table of sizes, and each buffer in memory of its own."""
-    body = bytearray(8 * len(encoded.buffers) + prefix) + encoded.body
-    return body, 8 * len(encoded.buffers) + prefix, [bytearray(b) for b in encoded.buffers]
+    if not encoded.body:
+        return None
+    start = 8 * len(encoded.buffers)
+    return Body(bytearray(start) + encoded.body, start, [bytearray(b) for b in encoded.buffers])
 
 
 def travelled(*values: Any, by_value: bool = False) -> tuple[Any, ...]:
     codec = Codec()
     encoded = codec.encode(values, by_value=by_value)
-    body, start, buffers = received(encoded)
-    return codec.decode(encoded.flags, body, start, buffers)
+    return codec.decode(encoded.flags, received(encoded))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -149,8 +151,7 @@ def test_any_nest_of_containers_comes_back_the_same(sent: tuple[Any, ...]) -> No
 def test_the_form_of_the_body(values: tuple[Any, ...], form: int) -> None:
     encoded = Codec().encode(values)
     assert encoded.flags & FORMAT_MASK == form
-    body, start, buffers = received(encoded)
-    there = Codec().decode(encoded.flags, body, start, buffers)
+    there = Codec().decode(encoded.flags, received(encoded))
     assert len(there) == len(values)
 
 
@@ -166,8 +167,7 @@ def test_nothing_is_copied_at_the_sender() -> None:
     encoded = Codec().encode(([tensor], array))
     tensor.fill_(1)
     array.fill(2)
-    body, start, buffers = received(encoded)
-    [there], array_there = Codec().decode(encoded.flags, body, start, buffers)
+    [there], array_there = Codec().decode(encoded.flags, received(encoded))
     assert there[0] == 1
     assert array_there[0] == 2
 
@@ -264,8 +264,7 @@ def test_a_large_tensor_in_a_closure_goes_beside_the_body() -> None:
     tensor, array = torch.zeros(100_000), np.zeros(100_000)
     encoded = Codec().encode((lambda: (tensor, array),))
     assert sorted(b.nbytes for b in encoded.buffers) == [400_000, 800_000]
-    body, start, buffers = received(encoded)
-    (function,) = Codec().decode(encoded.flags, body, start, buffers)
+    (function,) = Codec().decode(encoded.flags, received(encoded))
     assert torch.equal(function()[0], tensor)
     assert np.array_equal(function()[1], array)
 
@@ -296,7 +295,7 @@ def test_functions_of_main_go_by_value_to_another_program() -> None:
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=100).stdout
     flags, body, buffers = pickle.loads(out)
-    double, config, tensor = Codec().decode(flags, bytearray(body), 0, [bytearray(b) for b in buffers])
+    double, config, tensor = Codec().decode(flags, Body(bytearray(body), 0, [bytearray(b) for b in buffers]))
     assert double(4) == 10
     assert config.n == 3
     assert torch.equal(tensor, torch.ones(3))
@@ -344,8 +343,7 @@ def test_more_large_objects_than_a_frame_can_count(kind: str, monkeypatch: pytes
     values = sent if kind == "tensors" else [t.numpy() for t in sent]
     encoded = Codec().encode((values,))
     assert len(encoded.buffers) == 3
-    body, start, buffers = received(encoded)
-    (there,) = Codec().decode(encoded.flags, body, start, buffers)
+    (there,) = Codec().decode(encoded.flags, received(encoded))
     assert [int(value[-1]) for value in there] == [0, 1, 2, 3, 4]
 
 
@@ -379,10 +377,9 @@ def test_forks_of_a_message_that_cannot_be_sent_are_taken_back() -> None:
 def test_references_of_a_body_nobody_decodes() -> None:
     codec = Codec(Reference)
     encoded = codec.encode(([Reference(1), torch.ones(3), Reference(2)],), Forks())
-    body, start, _ = received(encoded)
-    assert codec.references_in(encoded.flags, body, start) == [1, 2]
+    assert codec.references_in(encoded.flags, received(encoded)) == [1, 2]
     plain = codec.encode((1, "x"))
-    assert codec.references_in(plain.flags, plain.body, 0) == []
+    assert codec.references_in(plain.flags, received(plain)) == []
 
 
 def test_references_travel_beside_the_pickle() -> None:
@@ -395,8 +392,7 @@ def test_references_travel_beside_the_pickle() -> None:
     one, two = Reference(1), Reference(2)
     encoded = codec.encode((one, [two, one, torch.ones(2)], np.ones(5000)), forks)
     assert forks.made == [1, 2], "once for each object, in order"
-    body, start, buffers = received(encoded)
-    first, (second, again, tensor), array = codec.decode(encoded.flags, body, start, buffers, receive)
+    first, (second, again, tensor), array = codec.decode(encoded.flags, received(encoded), receive)
     assert (first.key, second.key) == (101, 102)
     assert again is first
     assert torch.equal(tensor, torch.ones(2))
@@ -406,8 +402,7 @@ def test_references_travel_beside_the_pickle() -> None:
 def test_a_reference_in_a_closure() -> None:
     codec, one = Codec(Reference), Reference(1)
     encoded = codec.encode((lambda: one.key,), Forks())
-    body, start, buffers = received(encoded)
-    (function,) = codec.decode(encoded.flags, body, start, buffers, lambda forks: [Reference(7)])
+    (function,) = codec.decode(encoded.flags, received(encoded), lambda forks: [Reference(7)])
     assert function() == 7
 
 
@@ -419,10 +414,10 @@ def test_a_reference_without_a_call_is_refused() -> None:
 def test_a_reference_where_none_is_expected_is_the_peers_fault() -> None:
     encoded = Codec(Reference).encode((Reference(1),), Forks())
     with pytest.raises(RemoteProtocolError, match="references where none"):
-        Codec(Reference).decode(encoded.flags, bytearray(encoded.body), 0, [])
+        Codec(Reference).decode(encoded.flags, received(encoded))
 
 
 def test_sections_that_do_not_fit_are_the_peers_fault() -> None:
     encoded = Codec().encode(([1],))
     with pytest.raises(RemoteProtocolError, match="do not fit"):
-        Codec().decode(encoded.flags, bytearray(encoded.body[:-10]), 0, [])
+        Codec().decode(encoded.flags, Body(bytearray(encoded.body[:-10]), 0, None))

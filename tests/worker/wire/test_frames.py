@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpcgroup.errors import RemoteProtocolError
-from rpcgroup.wire.frames import HEADER, HEADER_SIZE, Frame, FrameReader, pack_frame
+from rpcgroup.wire.frames import HEADER, HEADER_SIZE, JOINED_LIMIT, Frame, FrameReader, pack_frame
 
 CAP = 1 << 20
 
@@ -37,11 +37,11 @@ def bytes_of(frames: list[tuple[Any, ...]]) -> bytes:
 
 
 def content(frame: Frame) -> tuple[Any, ...]:
-    buffers = [bytes(memoryview(b).cast("B")) for b in frame.buffers or []]
-    return (
-        *(frame.kind, frame.flags, frame.id, frame.function, frame.timeout_ms),
-        *(bytes(frame.body[frame.body_start :]), buffers),
-    )
+    *header, body = frame
+    if body is None:
+        return (*header, b"", [])
+    buffers = [bytes(memoryview(b).cast("B")) for b in body.buffers or []]
+    return (*header, bytes(body.data[body.start :]), buffers)
 
 
 blobs = st.one_of(
@@ -157,8 +157,9 @@ def test_large_buffers_are_received_in_place() -> None:
     reader = FrameReader(allocate)
     feed(reader, bytes_of([(3, 0, 1, 0, 0, 0, b"body", [b"a" * 300_000, b"b" * 5])]), [65536])
     (frame,) = reader.frames
-    assert frame.buffers is not None
-    assert [b is m for b, m in zip(frame.buffers, made, strict=True)] == [True, True]
+    body = frame[5]
+    assert body is not None and body.buffers is not None
+    assert [b is m for b, m in zip(body.buffers, made, strict=True)] == [True, True]
     assert reader.large_bytes == 300_005
 
 
@@ -172,3 +173,10 @@ def test_an_acknowledgement_is_neither_counted_nor_delivered() -> None:
 
 def test_a_frame_without_buffers_is_one_bytes_object() -> None:
     assert pack_frame(3, 1, 2, 4, 5, 2**32 + 6, b"body") == HEADER.pack(4, 3, 1, 0, 2, 4, 5, 6) + b"body"
+
+
+def test_a_large_body_is_not_copied_for_its_header() -> None:
+    body = b"x" * (JOINED_LIMIT + 1)
+    header, same = pack_frame(3, 1, 2, 4, 5, 6, body)
+    assert header == HEADER.pack(len(body), 3, 1, 0, 2, 4, 5, 6)
+    assert same is body

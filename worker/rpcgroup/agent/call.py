@@ -36,6 +36,7 @@ class Call:
     """Nobody may be waiting for it: a `CallFuture`."""
 
     def complete(self, frame: Frame) -> None:
+        """The answer has been read. Its link's reader calls it, and holds the read lock."""
         self.frame = frame
         self.answered = True
         if self.lock is not None:
@@ -58,16 +59,16 @@ class Call:
         """The value, or raise what went wrong. Only once answered."""
         if self.error is not None:
             raise self.error
-        frame = self.frame
-        assert frame is not None
-        if frame.kind == _RESPONSE and not frame.flags:
+        assert self.frame is not None
+        kind, flags, _, _, _, body = self.frame
+        if kind == _RESPONSE and not flags:
             return None
-        return self.link.decode_answer(frame)
+        return self.link.decode_answer(kind, flags, body)
 
     def wait(self) -> Any:
         if not self.answered:
             try:
-                self.link.wait(self)
+                self.link.reader.wait(self)
             except BaseException:  # KeyboardInterrupt: nobody will ask for the answer
                 self.link.cancel(self)
                 raise

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import _thread
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
 from rpcgroup.agent.call import Call
 from rpcgroup.futures import Future
+from rpcgroup.wire.frames import Frame
 from rpcgroup.wire.messages import MessageType
 
 __all__ = ["CallFuture"]
 
 T = TypeVar("T")
-_NOTHING = (int(MessageType.RESPONSE), 0)
-"""How the frame of an answer without a value begins."""
+_RESPONSE: Final = int(MessageType.RESPONSE)
 
 
 class CallFuture(Future[T], Call):
@@ -50,7 +50,7 @@ class CallFuture(Future[T], Call):
     def wait(self, non_blocking: bool = False) -> T:
         if not self._settled:
             link = self.link
-            link.activity += 1
+            link.activity = -self.id
             if not self.answered:
                 self._await_answer()
             if link.unsettled.pop(self.id, None) is not None:
@@ -78,15 +78,25 @@ class CallFuture(Future[T], Call):
         self._decode()
         self._run_callbacks()
 
-    def settle_with_nothing(self) -> None:
-        """The link's: the answer has no value, so there is nothing to decode later."""
-        self._value = None
-        self._settled = self.answered = True
-        if self.lock is not None:
-            self._wake()
-        # Settled first, then looked: a callback or a torch part that came meanwhile is seen here or there.
-        if self.eager or self._has_torch_part:
-            self.link.agent.pool.submit(self._finish)
+    def complete(self, frame: Frame) -> None:
+        if frame[0] == _RESPONSE and not frame[1] and not self.eager:
+            # An answer without a value: there is nothing to decode later.
+            self._value = None
+            self._settled = self.answered = True
+            if self.lock is not None:
+                self._wake()
+            # Settled first, then looked: a callback or a torch part that came meanwhile is seen here or there.
+            if self.eager or self._has_torch_part:
+                self.link.agent.pool.submit(self._finish)
+            return
+        link = self.link
+        if self.eager:
+            link.eager = True
+            link.eager_calls -= 1
+        # Before it is answered: whoever sees that looks there, and whoever takes it out settles it at once.
+        self.frame = frame
+        link.unsettled[self.id] = self
+        super().complete(frame)
 
     def _finish(self) -> None:
         if self._has_torch_part:
@@ -117,7 +127,7 @@ class CallFuture(Future[T], Call):
             self._block()  # another thread waits through the link
             return
         try:
-            self.link.wait(self)
+            self.link.reader.wait(self)
         finally:
             claimed.pop(self.id, None)
 
@@ -146,8 +156,7 @@ class CallFuture(Future[T], Call):
 
     def _decode(self) -> None:
         try:
-            frame = self.frame if self.error is None else None
-            self._value = None if frame is not None and frame[:2] == _NOTHING else self.result()
+            self._value = self.result()
         except BaseException as exc:
             # Without the traceback, whose frames know this future: the cycle would keep an unheard failure.
             self._error = exc.with_traceback(None)

@@ -28,7 +28,7 @@ from rpcgroup.futures import Future
 from rpcgroup.rref.uses import AsyncResult
 from rpcgroup.wire.codec import FORMAT_MASK, Encoded
 from rpcgroup.wire.exceptions import describe_exception
-from rpcgroup.wire.frames import Frame
+from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.functions import load_function
 from rpcgroup.wire.messages import MessageType
 
@@ -70,62 +70,64 @@ class Invocation:
     # -- functions ----------------------------------------------------------------------------------------
 
     def _python_call(self, session: Session, frame: Frame) -> None:
-        session.begin(frame.id)
-        function = session.functions.get(frame.function)
+        _, flags, id, number, _, _ = frame
+        session.begin(id)
+        function = session.functions.get(number)
         if function is not None and function.slow:
             self._run_later(session, frame, self._run)
-        elif function is not None and function.plain and not frame.flags and not self._agent.refuses_calls:
-            self._call(session, frame.id, function, (), None)  # nothing to decode
+        elif function is not None and function.plain and not flags and not self._agent.refuses_calls:
+            self._call(session, id, function, (), None)  # nothing to decode
         else:
             self._run(session, frame)
 
     def _remote_call(self, session: Session, frame: Frame) -> None:
-        session.begin(frame.id)
-        function = session.functions.get(frame.function)
+        _, _, id, number, _, _ = frame
+        session.begin(id)
+        function = session.functions.get(number)
         if function is not None and function.slow:
             self._run_later(session, frame, self._run_remote)
         else:
             self._run_remote(session, frame)
 
     def _run_later(self, session: Session, frame: Frame, run: Callable[[Session, Frame], None]) -> None:
-        session.waiting[frame.id] = True
+        session.waiting[frame[2]] = True
         self._agent.pool.submit(partial(self._run_queued, session, frame, session.read_time, run))
 
     def _run_queued(
         self, session: Session, frame: Frame, arrived: float, run: Callable[[Session, Frame], None]
     ) -> None:
-        if session.waiting.pop(frame.id, None) is None:
-            self._decline(session, frame)  # cancelled, and answered by that
+        _, flags, id, number, timeout_ms, body = frame
+        if session.waiting.pop(id, None) is None:
+            self._decline(session, flags, body)  # cancelled, and answered by that
             return
         started = time.monotonic()
-        if frame.timeout_ms and (started - arrived) * 1000 > frame.timeout_ms:
-            self._decline(session, frame)
-            self._fail(
-                session, frame.id, CallTimeoutError("dropped: its deadline passed before it could start")
-            )
+        if timeout_ms and (started - arrived) * 1000 > timeout_ms:
+            self._decline(session, flags, body)
+            self._fail(session, id, CallTimeoutError("dropped: its deadline passed before it could start"))
         else:
             run(session, frame)
         session.channel.flush()
-        function = session.functions.get(frame.function)
+        function = session.functions.get(number)
         if function is not None and function.slow and time.monotonic() - started < QUICK:
             function.slow -= 1
 
-    def _decline(self, session: Session, frame: Frame) -> None:
-        session.forks.decline(self._codec.references_in(frame.flags, frame.body, frame.body_start))
+    def _decline(self, session: Session, flags: int, body: Body | None) -> None:
+        session.forks.decline(self._codec.references_in(flags, body))
 
     def _run(self, session: Session, frame: Frame) -> None:
         """Decode, wait for its references, call, answer."""
+        _, flags, id, number, _, body = frame
         pending: list[Any] = []
         try:
-            function, args, kwargs = self._decode(session, frame, pending)
+            function, args, kwargs = self._decode(session, flags, number, body, pending)
         except BaseException as exc:
-            self._fail(session, frame.id, exc)
+            self._fail(session, id, exc)
             return
         if pending:
-            call = partial(self._call, session, frame.id, function, args, kwargs)
-            self._when_confirmed(session, frame.id, pending, call)
+            call = partial(self._call, session, id, function, args, kwargs)
+            self._when_confirmed(session, id, pending, call)
         else:
-            self._call(session, frame.id, function, args, kwargs)
+            self._call(session, id, function, args, kwargs)
 
     def _call(
         self,
@@ -164,19 +166,14 @@ class Invocation:
         _as_future(result).add_done_callback(answer)
 
     def _decode(
-        self, session: Session, frame: Frame, pending: list[Any]
+        self, session: Session, flags: int, number: int, body: Body | None, pending: list[Any]
     ) -> tuple[Function, tuple[Any, ...], dict[str, Any] | None]:
         """The function and its arguments; what has to be confirmed first is put into `pending`."""
-        flags = frame.flags
         values: tuple[Any, ...] = ()
         if flags:
-            receive = partial(self._receive, session, pending)
-            values = self._codec.decode(
-                flags & FORMAT_MASK, frame.body, frame.body_start, frame.buffers, receive
-            )
+            values = self._codec.decode(flags & FORMAT_MASK, body, partial(self._receive, session, pending))
         if self._agent.refuses_calls:
             raise DrainedError(f"{self._agent.name} is leaving and did not run the call: try another worker")
-        number = frame.function
         if not number:
             call, args, kwargs = values
             return Function(call), args, kwargs
@@ -231,16 +228,17 @@ class Invocation:
 
     def _run_remote(self, session: Session, frame: Frame) -> None:
         """Own what the function returns, under the id that the caller made up."""
+        _, flags, id, number, _, body = frame
         references = self._agent.references
         pending: list[Any] = []
         try:
-            function, values, kwargs = self._decode(session, frame, pending)
+            function, values, kwargs = self._decode(session, flags, number, body, pending)
             creation, args = values[0], values[1:]
             rref = references.accept_remote(creation, session.peer.incarnation)
         except BaseException as exc:
-            self._fail(session, frame.id, exc)
+            self._fail(session, id, exc)
             return
-        session.answer_nothing(frame.id)
+        session.answer_nothing(id)
 
         def run() -> None:
             try:
@@ -281,8 +279,8 @@ class Invocation:
 
     def _fetch(self, session: Session, frame: Frame) -> None:
         """`to_here`: answered when the value is there; occupies no thread until then."""
-        session.begin(frame.id)
-        id = frame.id
+        _, flags, id, _, _, body = frame
+        session.begin(id)
 
         def answer(value: Any, error: BaseException | None) -> None:
             try:
@@ -294,40 +292,44 @@ class Invocation:
             session.channel.flush()
 
         try:
-            payload = self._codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
+            payload = self._codec.decode(flags & FORMAT_MASK, body)[0]
             self._agent.references.when_owner_value(payload, session.peer.incarnation, answer)
         except BaseException as exc:
             self._fail(session, id, exc)
 
     def _reference_message(self, session: Session, frame: Frame) -> None:
-        session.begin(frame.id)
+        kind, flags, id, _, _, body = frame
+        session.begin(id)
         try:
-            payload = self._codec.decode(frame.flags & FORMAT_MASK, frame.body, frame.body_start, None)[0]
-            self._agent.references.on_message(MessageType(frame.kind), payload, session.peer.incarnation)
+            payload = self._codec.decode(flags & FORMAT_MASK, body)[0]
+            self._agent.references.on_message(MessageType(kind), payload, session.peer.incarnation)
         except BaseException as exc:
-            self._fail(session, frame.id, exc)
+            self._fail(session, id, exc)
         else:
-            session.answer_nothing(frame.id)
+            session.answer_nothing(id)
 
     # -- the channel's own --------------------------------------------------------------------------------
 
     def _define(self, session: Session, frame: Frame) -> None:
-        session.functions[frame.function] = Function(None, frame.body)
+        _, _, _, number, _, body = frame
+        session.functions[number] = Function(None, body.data if body is not None else b"")
 
     def _cancel(self, session: Session, frame: Frame) -> None:
-        if session.waiting.pop(frame.id, None) is not None:
-            session.answer_nothing(frame.id)  # nobody waits for it; it settles the books
+        _, _, id, _, _, _ = frame
+        if session.waiting.pop(id, None) is not None:
+            session.answer_nothing(id)  # nobody waits for it; it settles the books
 
     def _goodbye(self, session: Session, frame: Frame) -> None:
         self._agent.pool.submit(session.close)
 
     def refuse(self, session: Session, frame: Frame) -> None:
+        kind, _, id, _, _, _ = frame
         try:
-            name = MessageType(frame.kind).name
+            name = MessageType(kind).name
         except ValueError:
-            name = f"number {frame.kind}"
-        session.begin(frame.id)
-        self._fail(session, frame.id, RpcGroupError(f"message type {name} is not handled by this worker"))
+            name = f"number {kind}"
+        session.begin(id)
+        self._fail(session, id, RpcGroupError(f"message type {name} is not handled by this worker"))
 
     def _fail(self, session: Session, id: int, exc: BaseException) -> None:
         session.answer_exception(id, describe_exception(exc, self._agent.where))

@@ -164,7 +164,7 @@ class Monitor:
         if not reactor.take_over():
             return
         if frame is not None:
-            function = getattr(incoming, "functions", {}).get(frame.function)
+            function = getattr(incoming, "functions", {}).get(frame[3])
             if function is not None:
                 function.slow = SLOW_RUNS
         if incoming is not None and not incoming.channel.try_flush():
@@ -188,9 +188,9 @@ class Monitor:
                 traffic[id(link)] = link.activity, channel.reads
                 busy = True
             unread = (paused and reads == channel.reads) or len(link.pending) > UNREAD_LIMIT
-            if unread and not link.armed and not channel.read_lock.locked():
+            if unread and not link.reader.armed and not channel.read_lock.locked():
                 # Also without pending calls: a goodbye, or the end of the connection, is to be seen.
-                link.arm()
+                link.reader.arm()
                 busy = True
             if link.unsettled:
                 busy = True
@@ -231,8 +231,8 @@ class Monitor:
         """Leave everything so that nothing is missed while nobody ticks."""
         agent = self._agent
         for link in agent.links():
-            if not link.armed:
-                link.arm()
+            if not link.reader.armed:
+                link.reader.arm()
             self._acknowledge(link.channel)
         for session in agent.sessions():
             if session.channel is not None:
@@ -247,7 +247,7 @@ class Monitor:
             or agent.pool.waiting
             or self._soon
             or any(
-                link.channel.out or link.unsettled or (link.pending and not link.armed)
+                link.channel.out or link.unsettled or (link.pending and not link.reader.armed)
                 for link in agent.links()
             )
         ):

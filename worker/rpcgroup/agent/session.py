@@ -13,7 +13,7 @@ from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
 from rpcgroup.transport.channel import Channel
 from rpcgroup.wire.codec import Encoded
-from rpcgroup.wire.frames import FrameReader, pack_frame
+from rpcgroup.wire.frames import HEADER, FrameReader, pack_frame
 from rpcgroup.wire.handshake import Identity
 from rpcgroup.wire.messages import MessageType
 
@@ -28,6 +28,7 @@ MAX_IN_FLIGHT: Final = 65536
 _RESPONSE: Final = int(MessageType.RESPONSE)
 _EXCEPTION: Final = int(MessageType.EXCEPTION)
 _GOODBYE: Final = int(MessageType.GOODBYE)
+_pack_header = HEADER.pack
 _log = logging.getLogger(__name__)
 
 
@@ -91,7 +92,9 @@ class Session:
         self._queue(_RESPONSE, encoded.flags, id, encoded.body, encoded.buffers)
 
     def answer_nothing(self, id: int) -> None:
-        self._queue(_RESPONSE, 0, id, b"", None)
+        channel = self.channel
+        channel.out.append(_pack_header(0, _RESPONSE, 0, 0, id, 0, 0, channel.acknowledgement()))
+        self._end(id)
 
     def answer_exception(self, id: int, described: bytes) -> None:
         self._queue(_EXCEPTION, 1, id, described, None)
@@ -99,6 +102,9 @@ class Session:
     def _queue(self, kind: int, flags: int, id: int, body: bytes, buffers: list[memoryview] | None) -> None:
         channel = self.channel
         channel.queue(pack_frame(kind, flags, id, 0, 0, channel.acknowledgement(), body, buffers))
+        self._end(id)
+
+    def _end(self, id: int) -> None:
         self._unanswered.pop(id, None)
         if self._paused and len(self._unanswered) < MAX_IN_FLIGHT // 2:
             self._paused = False

@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import _thread
 from collections import deque
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
-from rpcgroup.wire.frames import HEADER, FrameReader
+from rpcgroup.wire.frames import HEADER, FrameReader, OutFrame
 
-__all__ = ["Channel", "OutFrame"]
+__all__ = ["Channel"]
 
-OutFrame = bytes | list[bytes | memoryview]
-
-WRITE_BATCH: Final = 65536
-"""Bytes joined into one system call."""
+BATCH_FRAMES: Final = 128
+"""Small frames joined into one system call."""
 ACK_FRAMES: Final = 256
 ACK_BYTES: Final = 8 << 20
 """After that many frames or bytes without a frame of ours to carry it, an acknowledgement goes by itself."""
@@ -46,7 +44,6 @@ class Channel:
         "acked_to_peer",
         "broken",
         "out",
-        "queued_since_flush",
         "read_lock",
         "reader",
         "reads",
@@ -61,7 +58,6 @@ class Channel:
         self.write_lock = _thread.allocate_lock()  # guards the stream's sending side, the left end of out
         self.out: deque[OutFrame | memoryview] = deque()
         """What is to be written. A memoryview, only ever the first, is what the kernel did not take."""
-        self.queued_since_flush = 0
         self.reads = 0
         self.broken = False
         self.acked_to_peer = 0
@@ -136,21 +132,20 @@ class Channel:
 
     def _take_batch(self) -> bytes | memoryview:
         """The rest of what is half written, else queued small frames, joined; kept until acknowledged."""
-        out, kept = self.out, self._unacknowledged
+        out = self.out
         if out and isinstance(out[0], memoryview):
             return out.popleft()  # type: ignore[return-value]
-        self.queued_since_flush = 0
-        batch: list[bytes] = []
-        size = 0
-        while out and size < WRITE_BATCH:
-            frame = out[0]
-            if not isinstance(frame, bytes):
-                break
-            out.popleft()
-            kept.append(frame)
-            batch.append(frame)
-            size += len(frame)
-        return batch[0] if len(batch) == 1 else b"".join(batch)
+        take = out.popleft
+        batch: list[Any] = [take() for _ in range(min(len(out), BATCH_FRAMES))]
+        try:
+            data = b"".join(batch)
+        except TypeError:  # a large one is among them, and goes by itself
+            large = next(i for i, frame in enumerate(batch) if type(frame) is list)
+            out.extendleft(reversed(batch[large:]))
+            del batch[large:]
+            data = b"".join(batch)
+        self._unacknowledged.extend(batch)
+        return data
 
     def _write_queued(self) -> None:
         out, send = self.out, self.stream.send

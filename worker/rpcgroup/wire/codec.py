@@ -17,7 +17,7 @@ import copyreg
 import pickle
 import struct
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 from itertools import repeat
 from operator import getitem
@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import torch
 
 from rpcgroup.errors import MessageTooLargeError, RemoteProtocolError, SerializationError
-from rpcgroup.wire.frames import MAX_BODY
+from rpcgroup.wire.frames import MAX_BODY, Body
 from rpcgroup.wire.tensors import INLINE_LIMIT, MAX_BUFFERS, can_travel, decode_tensor, encode_tensor
 
 __all__ = ["FORMAT_MASK", "NOTHING", "OBJECTS", "PICKLE", "TENSORS", "Codec", "Encoded", "ReferenceForks"]
@@ -108,33 +108,35 @@ class Codec:
     def decode(
         self,
         flags: int,
-        body: bytes | bytearray,
-        start: int,
-        buffers: Sequence[Any] | None,
+        body: Body | None,
         receive: Callable[[list[Any]], list[Any]] | None = None,
     ) -> tuple[Any, ...]:
         """The values that `encode` was given. Runs the pickles of a peer that has proved the secret."""
         form = flags & FORMAT_MASK
         if form == NOTHING:
             return ()
+        if body is None:
+            raise RemoteProtocolError("a message says that it has a body, and has none")
+        data, start, buffers = body
         if form == PICKLE:
-            values: tuple[Any, ...] = pickle.loads(memoryview(body)[start:] if start else body)
+            values: tuple[Any, ...] = pickle.loads(memoryview(data)[start:] if start else data)
             return values
-        if not isinstance(body, bytearray):
-            body = bytearray(body)
+        if not isinstance(data, bytearray):
+            data = bytearray(data)
         if form == TENSORS:
-            return _decode_tensors(body, start, iter(buffers or ()))
-        return _decode_objects(body, start, list(buffers or ()), receive)
+            return _decode_tensors(data, start, iter(buffers or ()))
+        return _decode_objects(data, start, list(buffers or ()), receive)
 
-    def references_in(self, flags: int, body: bytes | bytearray, start: int) -> list[Any]:
+    def references_in(self, flags: int, body: Body | None) -> list[Any]:
         """The references of a body that will not be decoded."""
-        if flags & FORMAT_MASK != OBJECTS:
+        if flags & FORMAT_MASK != OBJECTS or body is None:
             return []
-        _, _, blob_size, order_size, pickle_size = _OBJECTS.unpack_from(body, start)
-        end = len(body) - pickle_size - order_size
+        data, start, _ = body
+        _, _, blob_size, order_size, pickle_size = _OBJECTS.unpack_from(data, start)
+        end = len(data) - pickle_size - order_size
         if not blob_size or end - blob_size < start:
             return []
-        references: list[Any] = pickle.loads(memoryview(body)[end - blob_size : end])
+        references: list[Any] = pickle.loads(memoryview(data)[end - blob_size : end])
         return references
 
     def _encode_objects(
