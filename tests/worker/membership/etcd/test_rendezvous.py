@@ -156,6 +156,15 @@ def test_a_record_deleted_by_hand_is_put_back(own_place: EtcdPlace) -> None:
     assert workers[1].lost() == []
 
 
+def test_an_eviction_that_was_begun_and_never_ended_passes(own_place: EtcdPlace) -> None:
+    workers = gather(own_place, 2)
+    key = own_place.keys.member("w0")
+    (stored,) = own_place.client.call(RANGE, RangeRequest(key)).kvs
+    marked = replace(workers[0].record, state=MemberState.EVICTED).to_json()
+    own_place.client.call(PUT, PutRequest(key, marked, stored.lease))
+    workers[1].listener.wait(lambda me: me.story("w0")[-2:] == ["+w0:evicted", "+w0:joining"])
+
+
 def test_a_record_nobody_can_read_is_no_member_and_in_nobodys_way(own_place: EtcdPlace) -> None:
     for name in ("w0", "odd"):
         own_place.client.call(PUT, PutRequest(own_place.keys.member(name), b"{"))

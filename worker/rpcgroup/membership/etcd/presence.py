@@ -120,18 +120,20 @@ class Presence:
         if not events:
             return
         self.view = view = self._book.view
-        if any(self._is_mine_and_altered(event) for event in events):
-            self.seat.put_back()
+        for event in events:
+            if event.record.token == self.seat.record.token:
+                self._look_at_mine(event)
         with self._turn:
             try:
                 self._listener.on_view(view, events)
             except Exception:
                 _log.exception("the listener failed at a view of the group")
 
-    def _is_mine_and_altered(self, event: RecordEvent) -> bool:
-        if event.record.token != self.seat.record.token:
-            return False
-        return isinstance(event, RecordGone) or event.record.state is MemberState.EVICTED
+    def _look_at_mine(self, event: RecordEvent) -> None:
+        if isinstance(event, RecordGone):
+            self.seat.put_back()
+        elif event.record.state is MemberState.EVICTED:
+            self.seat.was_marked()
 
     # The drain watch's thread.
     def _on_drain_listed(self, values: Sequence[KeyValue], revision: int) -> None:

@@ -7,6 +7,7 @@ After `enter` one thread owns both. It keeps the lease, and whenever the record 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,9 @@ __all__ = ["Seat"]
 
 REFUSED_SECONDS: Final = 1.0
 """The pause after etcd refused a write: it will not change its mind at once."""
+
+EVICTION_SECONDS: Final = 1.0
+"""Between the mark of an eviction and the end of the lease: written before that, the record would end with it."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class Seat:
         self._record = MemberRecord(name="")
         self._wanted = 0  # counts what _record should be; _written, what it is
         self._written = 0
+        self._marked_until = math.inf  # when a record that stands as evicted is written again
         self._superseded: MemberExistsError | None = None
         self._trouble: RendezvousError | None = None  # why the last write or keep-alive failed
         self._stopping = False
@@ -90,9 +95,15 @@ class Seat:
         return record
 
     def put_back(self) -> None:
-        """My record was seen to go or to be altered: write it again."""
+        """My record was seen to go: write it again."""
         with self._changed:
             self._want()
+
+    def was_marked(self) -> None:
+        """My record was seen to stand as evicted. Its end follows, unless who evicts has died on the way."""
+        with self._changed:
+            self._marked_until = time.monotonic() + EVICTION_SECONDS
+            self._changed.notify_all()
 
     def stop(self, seconds: float | None = None) -> bool:
         """End the thread; the record stays as it is. False where it is still in a call after `seconds`."""
@@ -128,6 +139,7 @@ class Seat:
         self._stored.delete(last.name, deadline)
 
     def _want(self) -> int:
+        self._marked_until = math.inf
         self._wanted += 1
         self._changed.notify_all()
         return self._wanted
@@ -159,8 +171,13 @@ class Seat:
     def _wait_for_work(self, due: float) -> bool:
         """Until something is to be written or the lease to be kept; False at the end."""
         with self._changed:
-            seconds = max(due - time.monotonic(), 0)
-            self._changed.wait_for(lambda: self._stopping or self._is_wanting(), seconds)
+            while not (self._stopping or self._is_wanting()):
+                seconds = min(due, self._marked_until) - time.monotonic()
+                if seconds <= 0:
+                    break
+                self._changed.wait(seconds)
+            if time.monotonic() >= self._marked_until:
+                self._want()
             return not self._stopping
 
     def _keep_lease(self) -> None:
