@@ -60,6 +60,8 @@ class FakeStream:
     def receive(self, into: memoryview) -> int:
         return self.try_receive(into)
 
+    receive_whole = receive
+
     def try_receive(self, into: memoryview) -> int:
         self._check()
         if not self.arriving:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 
 import pytest
 
 from rpcgroup.errors import RpcGroupError
-from rpcgroup.transport.tcp import TcpTransport, owed_silence
+from rpcgroup.transport.tcp import LOCAL_SEND_BUFFER, TcpStream, TcpTransport, owed_silence
 
 
 def test_a_port_in_use_says_what_to_do() -> None:
@@ -111,3 +112,30 @@ def test_a_closed_stream_is_not_silent() -> None:
     near.close()
     assert near.silence() == 0
     listener.close()
+
+
+def test_a_large_buffer_is_received_in_one_call() -> None:
+    listener = TcpTransport().listen("127.0.0.1", 0)
+    near = TcpTransport().connect(listener.address, 10)
+    far = listener.accept()
+    sent, into = bytes(range(256)) * 40_000, bytearray(256 * 40_000)
+    sender = threading.Thread(target=lambda: near.send_many([memoryview(sent)]))
+    sender.start()
+    assert far.receive_whole(memoryview(into)) == len(sent)
+    sender.join(10)
+    assert into == sent
+    near.close()
+    assert far.receive_whole(memoryview(into)) == 0
+    for end in (far, listener):
+        end.close()
+
+
+def test_a_peer_on_this_host_is_written_to_in_pieces_that_fit_the_cache() -> None:
+    listener = TcpTransport().listen("127.0.0.1", 0)
+    sock = socket.create_connection(("127.0.0.1", int(listener.address.rpartition(":")[2])))
+    far = listener.accept()
+    TcpStream(sock)
+    # The kernel doubles what it is asked for, see socket(7).
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) in (LOCAL_SEND_BUFFER, 2 * LOCAL_SEND_BUFFER)
+    for end in (sock, far, listener):
+        end.close()

@@ -79,6 +79,7 @@ class AnswerReader:
         frames = channel.reader.frames
         late = False
         while not call.answered:
+            receive = channel.receive
             if call.deadline:
                 remaining = call.deadline - time.monotonic()
                 if remaining < READ_TIMEOUT:
@@ -87,8 +88,9 @@ class AnswerReader:
                         link.expire(call)
                         break
                     late = remaining <= 0
+                    receive = channel.try_receive
             try:
-                channel.receive()
+                receive()
                 while frames:
                     deliver(frames.popleft())
             except BlockingIOError:

@@ -163,6 +163,9 @@ class _FaultyStream:
     def receive(self, into: memoryview) -> int:
         return self._received(self._inner.receive(self._room(into)))
 
+    def receive_whole(self, into: memoryview) -> int:
+        return self._received(self._inner.receive_whole(self._room(into)))
+
     def try_receive(self, into: memoryview) -> int:
         return self._received(self._inner.try_receive(self._room(into)))
 

@@ -39,6 +39,10 @@ class Stream(Protocol):
         """Receive at least one byte; 0 at the end; `BlockingIOError` after `READ_TIMEOUT`."""
         ...
 
+    def receive_whole(self, into: memoryview) -> int:
+        """As `receive`, until `into` is full: one call instead of many. Less at the end, or after `READ_TIMEOUT`."""
+        ...
+
     def try_receive(self, into: memoryview) -> int:
         """As `receive`, or `BlockingIOError` at once."""
         ...

@@ -176,13 +176,14 @@ class Channel:
     # -- reading ------------------------------------------------------------------------------------------
 
     def receive(self) -> None:
-        """One blocking read. The caller holds `read_lock`.
+        """One blocking read, of the rest of a large buffer if that is next. The caller holds `read_lock`.
 
         Raises `BlockingIOError` after `READ_TIMEOUT`, `OSError` or `EOFError` when the connection is broken,
         `RemoteProtocolError` for what no peer sends.
         """
         reader = self.reader
-        self._received(self.stream.receive(reader.target()))
+        receive = self.stream.receive_whole if reader.filling else self.stream.receive
+        self._received(receive(reader.target()))
 
     def try_receive(self) -> None:
         """As `receive`, or `BlockingIOError` at once."""

@@ -37,6 +37,9 @@ class SocketStream:
     def send_many(self, buffers: Sequence[Buffer]) -> int:
         return self._socket.sendmsg(buffers)
 
+    def receive_whole(self, into: memoryview) -> int:
+        return self._socket.recv_into(into, 0, socket.MSG_WAITALL)
+
     def try_receive(self, into: memoryview) -> int:
         return self._socket.recv_into(into, 0, socket.MSG_DONTWAIT)
 
