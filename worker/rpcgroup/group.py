@@ -233,7 +233,7 @@ class Group:
         """From the rendezvous."""
         missing = self._apply(events, view.epoch)
         for record in missing:
-            self.agent.pool.submit(partial(self.agent.probe, record.incarnation))
+            self.agent.chores.submit(partial(self.agent.probe, record.incarnation))
 
     def _unreachable(self, name: str, incarnation: int) -> None:
         self._apply([Unreachable(name, incarnation)])
@@ -287,7 +287,7 @@ class _Listener:
         self._group.viewed(view, events)
 
     def on_drain(self, request: DrainRequest) -> None:
-        self._group.agent.pool.submit(partial(self._group.drain, request))
+        self._group.agent.chores.submit(partial(self._group.drain, request))
 
 
 def _call_back(callback: Callable[[DrainRequest], None], request: DrainRequest) -> None:

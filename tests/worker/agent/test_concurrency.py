@@ -37,6 +37,13 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+answer_now = threading.Event()
+
+
+def wait_for_answer_now() -> None:
+    assert answer_now.wait(PATIENCE)
+
+
 def test_a_definition_that_loads_slowly_is_not_overtaken_by_its_call(
     a: Agent, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,8 +104,10 @@ def test_a_keyboard_interrupt_in_a_write_or_in_a_wait_leaves_the_link_usable(
         raise KeyboardInterrupt
 
     link.channel.stream.receive = interrupted  # type: ignore[method-assign]
+    answer_now.clear()
     with pytest.raises(KeyboardInterrupt):
-        a.rpc_sync("b", add, (5, 6))
+        a.rpc_sync("b", wait_for_answer_now)  # an answer that is here could be read by the reactor first
+    answer_now.set()
     assert a.rpc_sync("b", add, (7, 8), timeout=PATIENCE) == 15
     await_that(lambda: not link.pending)
 

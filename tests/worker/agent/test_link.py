@@ -15,6 +15,7 @@ import torch
 
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.options import AgentOptions
+from rpcgroup.agent.pool import BASE_THREADS
 from rpcgroup.errors import CallTimeoutError, PeerUnreachableError, RpcGroupError
 from rpcgroup.functions import async_execution
 from rpcgroup.futures import Future
@@ -167,6 +168,21 @@ def test_a_first_connection_that_breaks_is_tried_again() -> None:
         assert cluster.agent("a").rpc_sync("b", count, (1, 2)) == 2
     assert runs == {1: 1}
     assert network.severed == 3
+
+
+def test_a_repair_stands_behind_no_function() -> None:
+    network = FaultyTransport(MemoryTransport())
+    with LocalCluster("ab", transport=network, options=LASTING) as cluster:
+        a, gate = cluster.agent("a"), threading.Event()
+        assert a.rpc_sync("b", count, (1, 1)) == 1
+        for agent in (a, cluster.agent("b")):
+            agent.pool.grow = lambda: None  # type: ignore[method-assign]
+            for _ in range(2 * BASE_THREADS):
+                agent.pool.submit(lambda: gate.wait(PATIENCE) and None)
+        network.sever(cluster.address("b"))
+        assert a.rpc_sync("b", count, (2, 2)) == 2
+        assert runs == {1: 1, 2: 1}
+        gate.set()
 
 
 def test_a_held_back_connection_delays_and_loses_nothing() -> None:

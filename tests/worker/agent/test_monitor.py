@@ -34,7 +34,7 @@ def test_it_sleeps_without_traffic_and_can_be_woken(a: Agent) -> None:
     until(lambda: a.monitor.cold)
 
 
-def test_timers_run_in_the_pool_in_the_order_of_their_time(a: Agent) -> None:
+def test_timers_run_among_the_chores_in_the_order_of_their_time(a: Agent) -> None:
     until(lambda: a.monitor.cold)
     ran: list[str] = []
     done = threading.Event()
@@ -42,7 +42,7 @@ def test_timers_run_in_the_pool_in_the_order_of_their_time(a: Agent) -> None:
     a.monitor.call_later(0.03, lambda: ran.append("second"))
     a.monitor.call_later(0.0, lambda: ran.append(threading.current_thread().name))
     assert done.wait(PATIENCE)
-    assert ran == ["rpcgroup-pool-a", "second"]
+    assert ran == ["rpcgroup-chores-a", "second"]
 
 
 def test_a_timer_far_away_keeps_nobody_awake(a: Agent) -> None:

@@ -113,7 +113,7 @@ def test_idle_threads_leave(monkeypatch: pytest.MonkeyPatch, monitor: Monitor) -
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.01)
     pool = Pool("idle", monitor.wake)
     occupy(pool, 4).set()
-    threads = [t for t in threading.enumerate() if t.name == "rpcgroup-pool-idle"]
+    threads = [t for t in threading.enumerate() if t.name == "rpcgroup-idle"]
     for thread in threads:
         thread.join(PATIENCE)
     assert pool.size == 0
@@ -151,7 +151,7 @@ def test_closing_joins_what_ends_and_names_what_does_not(
     assert "2 threads still run user functions and are left behind" in caplog.text
     gate.set()
     for thread in threading.enumerate():
-        if thread.name == "rpcgroup-pool-stuck":
+        if thread.name == "rpcgroup-stuck":
             thread.join(PATIENCE)
     pool.submit(gate.clear)
     assert gate.is_set(), "dropped"

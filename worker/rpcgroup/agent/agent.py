@@ -99,7 +99,10 @@ class Agent:
         self.codec = Codec(RRef)
         self.receive_pool = ReceivePool()
         self.monitor = Monitor(self, name)
-        self.pool = Pool(name, self.monitor.wake)
+        self.pool = Pool(f"pool-{name}", self.monitor.wake)
+        """Runs the program's functions and callbacks."""
+        self.chores = Pool(f"chores-{name}", self.monitor.wake)
+        """Runs what is the agent's own and may block: it must not stand behind functions that do."""
         self.invocation = Invocation(self)
         self.reactor = Reactor(name, self.invocation.handlers, self.invocation.refuse, self.monitor.wake)
         self.references: RRefContext = None  # type: ignore[assignment]  # made by start: it needs the incarnation
@@ -240,7 +243,7 @@ class Agent:
                 self._ready.pop(target, None)
             # Not in this thread: it ends calls and sends, and the caller may hold what that needs.
             why = f"was replaced by its incarnation {record.incarnation}"
-            self.pool.submit(partial(self.remove_member, known.record, why))
+            self.chores.submit(partial(self.remove_member, known.record, why))
         self.newest_incarnation = max(self.newest_incarnation, record.incarnation)
         peer = Peer(self, record)
         for key in (record.name, record.id, ("incarnation", record.incarnation)):
@@ -342,7 +345,9 @@ class Agent:
     def reap(self) -> None:
         """Let the references that the program has dropped go; off the monitor, since it sends."""
         if self.references is not None and self.references.has_let_go:
-            self.pool.submit(self.references.reap)  # always submitting would keep the monitor awake for ever
+            self.chores.submit(
+                self.references.reap
+            )  # always submitting would keep the monitor awake for ever
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -354,7 +359,7 @@ class Agent:
             "links": len(self._links),
             "sessions": len(self._sessions),
             "takeovers": self.reactor.takeovers,
-            "threads": self.pool.size,
+            "threads": self.pool.size + self.chores.size,
         }
 
     def finish_calls(self, timeout: float) -> bool:
@@ -419,4 +424,5 @@ class Agent:
         self.reactor.close(CLOSE_SECONDS)
         self.monitor.close(CLOSE_SECONDS)
         self.pool.close(CLOSE_SECONDS)
+        self.chores.close(CLOSE_SECONDS)
         futures.before_blocking.remove(self.reactor.step_aside)

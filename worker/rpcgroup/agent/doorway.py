@@ -77,7 +77,7 @@ class Doorway:
                 _log.warning("a connection was closed: %d others are in the handshake", MAX_STRANGERS)
                 stream.close()
                 continue
-            self._agent.pool.submit(partial(self._welcome, stream))
+            self._agent.chores.submit(partial(self._welcome, stream))
 
     def _welcome(self, stream: Stream) -> None:
         """Off the acceptor: a stranger may be slow."""

@@ -320,7 +320,7 @@ class Invocation:
             session.answer_nothing(id)  # nobody waits for it; it settles the books
 
     def _goodbye(self, session: Session, frame: Frame) -> None:
-        self._agent.pool.submit(session.close)
+        self._agent.chores.submit(session.close)
 
     def refuse(self, session: Session, frame: Frame) -> None:
         kind, _, id, _, _, _ = frame

@@ -248,7 +248,7 @@ class Link:
         channel.broken = True
         self.reader.unwatch()
         channel.stream.close()
-        self.agent.pool.submit(partial(self._repair, exc))
+        self.agent.chores.submit(partial(self._repair, exc))
 
     def _repair(self, cause: BaseException) -> None:
         channel = self.channel

@@ -1,6 +1,6 @@
 """The monitor: a thread that ticks every millisecond while there is traffic, and sleeps otherwise.
 
-Nothing here may block or run a user's code: such work goes to the pool.
+Nothing here may block or run a user's code: such work goes to the pools.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Monitor:
                 pass  # somebody else was faster
 
     def call_later(self, delay: float, job: Callable[[], None]) -> None:
-        """Give `job` to the pool in `delay` seconds."""
+        """Have `job` done in `delay` seconds."""
         at = time.monotonic() + delay
         with self._timers_lock:
             heapq.heappush(self._timers, (at, next(self._count), job))
@@ -87,7 +87,7 @@ class Monitor:
             self.wake()
 
     def call_soon(self, job: Callable[[], None]) -> None:
-        """Give `job` to the pool. Takes no lock, so that signal handlers can use it."""
+        """Have `job` done. Takes no lock, so that signal handlers can use it."""
         self._soon.append(job)
         self.wake()
 
@@ -135,8 +135,8 @@ class Monitor:
         quiet = 0
         watched: tuple[object, int] | None = None
         traffic: dict[int, tuple[int, int]] = {}
-        pool, reactor = self._agent.pool, self._agent.reactor
-        done = -1
+        reactor = self._agent.reactor
+        pools = {self._agent.pool: -1, self._agent.chores: -1}
         while quiet < QUIET_TICKS and not self._closed:
             token = reactor.token
             now = token, token.runs
@@ -148,11 +148,12 @@ class Monitor:
             else:
                 watched = now
             busy |= self._tend_links(traffic)
-            if pool.waiting:
-                busy = True
-                if pool.done == done and pool.saturated:
-                    pool.grow()
-            done = pool.done
+            for pool, done in pools.items():
+                if pool.waiting:
+                    busy = True
+                    if pool.done == done and pool.saturated:
+                        pool.grow()
+                pools[pool] = pool.done
             self._run_timers()
             quiet = 0 if busy else quiet + 1
             self._lock.acquire(True, TICK)
@@ -168,7 +169,7 @@ class Monitor:
             if function is not None:
                 function.slow = SLOW_RUNS
         if incoming is not None and not incoming.channel.try_flush():
-            self._agent.pool.submit(incoming.channel.flush)
+            self._agent.chores.submit(incoming.channel.flush)
 
     def _tend_links(self, traffic: dict[int, tuple[int, int]]) -> bool:
         """Write what is held back; have unattended answers read and settled. True when there was traffic.
@@ -180,7 +181,7 @@ class Monitor:
             channel = link.channel
             if channel.out:
                 if not channel.try_flush():
-                    self._agent.pool.submit(channel.flush)
+                    self._agent.chores.submit(channel.flush)
                 busy = True
             activity, reads = traffic.get(id(link), (-1, -1))
             link.prompt = paused = activity == link.activity
@@ -212,14 +213,14 @@ class Monitor:
 
     def _run_timers(self) -> None:
         while self._soon:
-            self._agent.pool.submit(self._soon.popleft())
+            self._agent.chores.submit(self._soon.popleft())
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             with self._timers_lock:
                 if not self._timers or self._timers[0][0] > now:
                     break
                 job = heapq.heappop(self._timers)[2]
-            self._agent.pool.submit(job)
+            self._agent.chores.submit(job)
         if self.next_deadline <= now:
             self.next_deadline = math.inf
             self._agent.sweep(now)
@@ -245,6 +246,7 @@ class Monitor:
             runs & 1
             or (token, runs) != (agent.reactor.token, agent.reactor.token.runs)
             or agent.pool.waiting
+            or agent.chores.waiting
             or self._soon
             or any(
                 link.channel.out or link.unsettled or (link.pending and not link.reader.armed)
@@ -255,4 +257,4 @@ class Monitor:
 
     def _acknowledge(self, channel: Channel) -> None:
         if channel.reader.received != channel.acked_to_peer and not channel.send_acknowledgement():
-            self._agent.pool.submit(channel.flush)
+            self._agent.chores.submit(channel.flush)

@@ -75,7 +75,7 @@ class Pool:
 
     def _start(self, count: int) -> None:
         for _ in range(count):
-            thread = threading.Thread(target=self._run, name=f"rpcgroup-pool-{self._name}", daemon=True)
+            thread = threading.Thread(target=self._run, name=f"rpcgroup-{self._name}", daemon=True)
             with self._lock:
                 if self._closed:
                     return

@@ -42,7 +42,7 @@ class ReferencePort:
             if to <= agent.newest_incarnation and not agent.closing:
                 agent.references.member_died(to)
         elif peer.existing_link() is None:
-            self._agent.pool.submit(partial(self._send, peer, kind, payload, done))
+            self._agent.chores.submit(partial(self._send, peer, kind, payload, done))
         else:
             self._send(peer, kind, payload, done)
 
