@@ -80,17 +80,6 @@ def test_beyond_the_base_only_the_monitor_lets_it_grow_and_linearly(pool: Pool, 
     gate.set()
 
 
-def test_a_job_that_finds_no_free_thread_wakes_the_monitor(pool: Pool, monitor: Monitor) -> None:
-    """A thread that has taken a job and is not counted as busy yet looks free."""
-    gate = occupy(pool, 1)
-    pool._busy -= 1
-    pool.submit(gate.set)
-    assert monitor.woken
-    pool.grow()
-    assert gate.wait(PATIENCE)
-    pool._busy += 1
-
-
 @pytest.mark.parametrize("error", [ValueError("broken"), SystemExit(3)])
 def test_a_job_that_fails_costs_no_thread(
     pool: Pool, error: BaseException, caplog: pytest.LogCaptureFixture

@@ -30,15 +30,17 @@ class Pool:
         self._lock = threading.Lock()  # guards _threads, _closed
         self._threads: set[threading.Thread] = set()
         self._closed = False
-        self._busy = 0
-        self._busy_lock = threading.Lock()  # guards _busy
+        self._unfinished = 0
+        self._count_lock = threading.Lock()  # guards _unfinished: the jobs that wait or run
         self.done = 0
         """Jobs finished; may miss some, the monitor only looks whether it changes."""
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run `job` soon. It must not raise; what it raises is logged. Dropped after `close`."""
+        with self._count_lock:
+            self._unfinished += 1
         self._jobs.put(job)
-        if len(self._threads) < BASE_THREADS and self._busy + self._jobs.qsize() > len(self._threads):
+        if len(self._threads) < min(BASE_THREADS, self._unfinished):
             self._start(1)
         else:
             self._wake_monitor()  # it lets the pool grow, should nobody be free after all
@@ -51,7 +53,7 @@ class Pool:
     @property
     def saturated(self) -> bool:
         """All threads are inside jobs."""
-        return self._busy >= len(self._threads)
+        return self._unfinished - self._jobs.qsize() >= len(self._threads)
 
     @property
     def size(self) -> int:
@@ -101,14 +103,12 @@ class Pool:
                 with self._lock:
                     self._threads.discard(threading.current_thread())
                 return
-            with self._busy_lock:
-                self._busy += 1
             try:
                 job()
             except BaseException:
                 _log.exception("a job of the agent failed: this is a bug of rpcgroup")
-            with self._busy_lock:
-                self._busy -= 1
+            with self._count_lock:
+                self._unfinished -= 1
             self.done += 1
             job = None
 
