@@ -229,6 +229,14 @@ def test_a_remote_that_fails_to_be_sent(a: Agent) -> None:
     until(lambda: not leaks(cluster_of_test))
 
 
+def raised_by(call: Callable[[], object]) -> BaseException | None:
+    try:
+        call()
+    except Exception as exc:
+        return exc
+    return None
+
+
 def test_a_remote_that_times_out_raises_at_every_later_use() -> None:
     network = FaultyTransport(MemoryTransport())
     options = AgentOptions(silence=100 * PATIENCE)
@@ -237,7 +245,7 @@ def test_a_remote_that_times_out_raises_at_every_later_use() -> None:
         a.rpc_sync("b", make, (1,))
         network.silence(cluster.address("b"))
         reference = a.remote("b", Counter, timeout=0.05)
-        until(lambda: reference._future.done())
+        until(lambda: raised_by(lambda: a.references.require_usable(reference)))  # told by a callback
         for use in (
             reference.to_here,
             lambda: reference.rpc_sync().add(1),
