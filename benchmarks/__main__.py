@@ -45,7 +45,7 @@ def main(quick: bool, only: tuple[str, ...]) -> None:
             report.plot(RESULTS / "calls.png")
             print(report.table())
             print("\n" + ", ".join(f"{key} {value}" for key, value in report.machine().items()) + "\n")
-        findings = joins(etcd.endpoint, times=1 if quick else 3, say=say) if "joins" in chosen else []
+        findings = joins(etcd.endpoint, times=1 if quick else 7, say=say) if "joins" in chosen else []
         findings += idle(etcd.endpoint, seconds=2 if quick else 10, say=say) if "idle" in chosen else []
     if findings:
         (RESULTS / "members.json").write_text(json.dumps([asdict(f) for f in findings], indent=2) + "\n")

@@ -17,6 +17,7 @@ from benchmarks.stage import processes
 __all__ = ["Finding", "idle", "joins"]
 
 JOIN_SECONDS = 60.0
+SETTLE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,23 @@ def _members(count: int, meeting: Meeting) -> Iterator[list[Member]]:
             member.close()
 
 
+def _join_and_settle(member: Member) -> float:
+    """Seconds the join took; returns when those before it have had time to take note of it.
+
+    Else the next join would also be measured against what a dozen processes do about this one, on two cores.
+    """
+    seconds = member.join()
+    time.sleep(SETTLE_SECONDS)
+    return seconds
+
+
 def joins(etcd: str, *, workers: int = 12, times: int = 3, say: Callable[[str], None]) -> list[Finding]:
     """Workers join one after the other, in a new group each time; medians by place."""
     series = []
     for number in range(times):
         say(f"{workers} workers join one after the other, {number + 1} of {times}")
         with _members(workers, Meeting(etcd=etcd)) as members:
-            series.append([member.join() for member in members])
+            series.append([_join_and_settle(member) for member in members])
     places = [statistics.median(place) * 1e3 for place in zip(*series, strict=True)]
     say("joins, ms: " + " ".join(f"{ms:.1f}" for ms in places))
     return [
