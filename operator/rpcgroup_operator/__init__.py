@@ -1,0 +1,1 @@
+"""The operator: reconciles `RPCGroup` resources into pods. kopf glue around the planner of `rpcgroup.control`."""
