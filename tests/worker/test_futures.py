@@ -390,10 +390,12 @@ def test_a_failure_that_somebody_asked_for_is_not_logged(
         until(future.done)
         with pytest.raises(ValueError, match="heard"):
             ask(future)
-    future = call(fail, "heard")
-    future.then(lambda done: None).wait()
-    del future
-    gc.collect()
+    for attach_to in (lambda f: None, lambda f: until(f.done)):
+        future = call(fail, "heard")
+        attach_to(future)
+        future.then(lambda done: None).wait()
+        del future
+        gc.collect()
     assert not unheard(caplog)
 
 

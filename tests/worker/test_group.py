@@ -317,7 +317,7 @@ def test_an_evicted_member_is_dead_for_all(cluster: LocalCluster) -> None:
         future.wait()
     with pytest.raises(UnknownWorkerError):
         cluster.agent("a").rpc_sync("c", echo)
-    assert names(cluster["a"]) == names(cluster["b"]) == ["a", "b"]
+    until(lambda: names(cluster["a"]) == names(cluster["b"]) == ["a", "b"])
     gates["g"].set_result(1)
     changes.close()
 

@@ -120,10 +120,10 @@ class Future(torch.futures.Future[T]):
         self._when_settled(callback)
 
     def _when_settled(self, callback: Callable[[Any], Any]) -> None:
+        self.eager = True
         if self._settled:
             self._run_callback(callback)
             return
-        self.eager = True
         with _callbacks_lock:
             if self._callbacks is None:
                 self._callbacks = []

@@ -110,6 +110,8 @@ class Peer:
                 return stream, received_by_peer
             except OSError as exc:
                 last = exc
+        if self.agent.closing:
+            raise PeerUnreachableError(f"this worker ({self.agent.name}) was shut down")
         why = (
             self.gone
             or f"was lost: the connection broke ({_reason(cause)}) and did not come back ({_reason(last)})"
