@@ -8,12 +8,14 @@ READY := $(VENV)/.ready
 SOURCES := worker tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-chaos test-matrix check format exports bench lock clean
+.PHONY: help run test test-chaos test-cluster demo-cluster test-matrix check format exports bench lock clean
 
 help:
 	@echo "make run          the main job: a parameter server and elastic trainers on this machine, with a kill"
 	@echo "make test         the whole test suite"
 	@echo "make test-chaos   random joins, leaves, drains and kills; an etcd outage"
+	@echo "make test-cluster a real Kubernetes from source (needs Go; built once, about 10 minutes), and its tests"
+	@echo "make demo-cluster the same Kubernetes with simulated nodes, to try things by hand"
 	@echo "make test-matrix  a smoke selection on the oldest and the newest Python and torch"
 	@echo "make check        format, lint, types, layers, public names"
 	@echo "make bench        beside torch RPC and a bare socket, in one run"
@@ -24,10 +26,17 @@ run: $(READY)
 	@$(BIN)/python -m examples.digits.demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest tests --ignore tests/chaos -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests --ignore tests/chaos --ignore tests/cluster -n 2 --dist loadfile
 
 test-chaos: $(READY)
 	@RPCGROUP_CHAOS_RUNS=$${RPCGROUP_CHAOS_RUNS:-100} $(BIN)/python -m pytest tests/chaos
+
+test-cluster: $(READY)
+	@$(BIN)/python -m tests.cluster.bed build
+	@$(BIN)/python -m pytest tests/cluster
+
+demo-cluster: $(READY)
+	@$(BIN)/python -m tests.cluster.bed up --kwok
 
 test-matrix: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/matrix.sh

@@ -1,0 +1,79 @@
+"""A real control plane for every test here, simulated nodes for those that ask, a namespace of its own for each."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pytest
+
+from tests.cluster.bed import programs as bed_programs
+from tests.cluster.bed.access import Access
+from tests.cluster.bed.control_plane import ControlPlane
+from tests.cluster.bed.simulated_nodes import SimulatedNodes
+
+T = TypeVar("T")
+UNTIL_SECONDS: Final = 60.0
+"""The garbage collector learns of a new kind within 30 s; everything else takes less."""
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """The folder of the built programs."""
+    try:
+        return bed_programs.built()
+    except bed_programs.BuildError as exc:
+        pytest.fail(str(exc), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def control_plane(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """Kubernetes without nodes, shared by all tests: pods stay Pending, a test writes their status by hand.
+
+    Stop nothing of it. A test that does takes a `ControlPlane(tmp_path, programs)` of its own.
+    """
+    with ControlPlane(tmp_path_factory.mktemp("control-plane"), programs) as plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def simulated_nodes(control_plane: ControlPlane) -> Iterator[SimulatedNodes]:
+    """Three nodes on the same control plane that run pods in appearance.
+
+    Of a module, so that the pods of other modules have no node: keep tests of both sorts apart.
+    """
+    with SimulatedNodes(control_plane) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def access(control_plane: ControlPlane) -> Access:
+    return control_plane.access
+
+
+@pytest.fixture
+def namespace(access: Access) -> Iterator[str]:
+    """An empty namespace; with all that is in it, it is deleted after the test (which does not wait for that)."""
+    name = f"test-{secrets.token_hex(4)}"
+    access.kubectl("create", "namespace", name)
+    access.kubectl("wait", "--for=create", "--timeout=30s", f"--namespace={name}", "serviceaccount/default")
+    yield name
+    access.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """`until(condition, seconds)`: wait for it to be true; the condition's last value is shown if it never is."""
+    return _until
+
+
+def _until(condition: Callable[[], object], seconds: float = UNTIL_SECONDS) -> None:
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not (last := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not true after {seconds:g} s; the last answer was {last!r}")
+        pause.wait(0.05)
