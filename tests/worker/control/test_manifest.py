@@ -67,6 +67,12 @@ FIELD_FAULTS = {
     "replicas: true": "spec.replicas: expected a whole number, got true",
     "replicas: -1": "spec.replicas: expected at least 0, got -1",
     "replica: 3": 'spec.replica: unknown field; did you mean "replicas"?',
+    "rolloutStrategy: {rollingUpdate: {maxSurge: 1.5}}": (
+        'spec.rolloutStrategy.rollingUpdate.maxSurge: expected a whole number or a percentage up to "100%", got 1.5'
+    ),
+    "managedBy: kueue": (
+        'spec.managedBy: expected a domain and a path (as in `kueue.x-k8s.io/multikueue`), got "kueue"'
+    ),
     "suspend: maybe": 'spec.suspend: expected true or false, got "maybe"',
     "roles: server": 'spec.roles: expected a list, got "server"',
     "roles: [{replicas: 1, template: {spec: {containers: [{}]}}}]": (
@@ -102,14 +108,16 @@ def test_an_unknown_field_far_from_any_name_lists_those_that_are_known() -> None
 
 
 CONTRADICTIONS = {
-    ("minReplicas: 4", "replicas: 3"): "spec.minReplicas: expected at most spec.replicas (3), got 4",
-    ("maxReplicas: 2", "replicas: 3"): "spec.replicas: expected at most spec.maxReplicas (2), got 3",
-    ("successPolicy: {role: servr}",): 'spec.successPolicy.role: expected "worker", got "servr"',
+    ("minReplicas: 4", "replicas: 3"): "spec.minReplicas: expected at most spec.replicas, got 4",
+    ("maxReplicas: 2", "replicas: 3"): "spec.replicas: expected at most spec.maxReplicas, got 3",
+    ("successPolicy: {role: servr}",): (
+        'spec.successPolicy.role: expected "worker" or the name of one of spec.roles, got "servr"'
+    ),
     ("deviceMaps: [{from: a, to: worker, devices: {}}]",): (
-        'spec.deviceMaps[0].from: expected "worker", got "a"'
+        'spec.deviceMaps: expected as every from "worker" or the name of one of spec.roles, got "a"'
     ),
     (f"roles: [{{name: a, template: {TEMPLATE}}}, {{name: a, template: {TEMPLATE}}}]",): (
-        'spec.roles[1].name: expected a name that no other role has, got "a" again'
+        'spec.roles[1]: expected another name than any entry before it has, got "a" again'
     ),
     (f"roles: [{{name: worker, template: {TEMPLATE}}}]",): (
         'spec.roles[0].name: expected another name than that of the elastic role, got "worker"'
@@ -124,7 +132,7 @@ def test_a_contradiction_names_both_fields(lines: tuple[str, ...], fault: str) -
 
 def test_replicas_need_a_template() -> None:
     assert faults(spec("replicas: 2")) == [
-        "spec.template: expected a pod template for spec.replicas (2), got nothing"
+        "spec.template: expected a pod template unless spec.replicas is 0, got nothing"
     ]
 
 

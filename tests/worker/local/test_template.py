@@ -89,5 +89,5 @@ def test_what_a_cluster_may_run_and_this_machine_cannot(fields: dict[str, object
 
 
 def test_nothing_in_the_way() -> None:
-    require_commands(group({"command": ["python", "train.py"]}))
-    require_commands(group({"command": ["sh", "-c", "true"]}))
+    require_commands(group({"name": "main", "command": ["python", "train.py"]}))
+    require_commands(group({"name": "main", "command": ["sh", "-c", "true"]}))

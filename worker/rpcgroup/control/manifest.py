@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rpcgroup.control.model import RPCGroup, contradictions
+from rpcgroup.control.model import CONTROLLER, DNS_LABEL, RPCGroup
+from rpcgroup.control.rules import contradictions
 from rpcgroup.errors import ManifestError
 
 __all__ = ["parse_manifest"]
@@ -107,11 +108,17 @@ EXPECTATIONS = {
     "string_too_short": "text",
     "too_short": "at least {min_length} entry",
     "literal_error": "{expected}",
-    "string_pattern_mismatch": "a DNS label (lower-case letters, digits and -, as in `digits-2`)",
+    "too_long": "at most {max_length} entries",
+}
+PATTERNS = {
+    DNS_LABEL: "a DNS label (lower-case letters, digits and -, as in `digits-2`)",
+    CONTROLLER: "a domain and a path (as in `kueue.x-k8s.io/multikueue`)",
 }
 
 
 def expectation(error: ErrorDetails) -> str:
+    if error["type"] == "string_pattern_mismatch":
+        return PATTERNS[error["ctx"]["pattern"]]
     phrase = EXPECTATIONS.get(error["type"])
     return phrase.format(**error.get("ctx", {})) if phrase else error["msg"]
 
