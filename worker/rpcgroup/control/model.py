@@ -237,6 +237,9 @@ class Metadata(Model):
 
 
 class RPCGroup(Model):
+    """A group of workers that call one another with rpcgroup, torch.distributed.rpc made elastic: workers join,
+    leave and die while the others work on."""
+
     api_version: Literal["rpcgroup.dev/v1alpha1"]
     kind: Literal["RPCGroup"]
     metadata: Metadata

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
+from rpcgroup.contract import DEFAULT_ROLE
 from rpcgroup.control.lifecycle import ALIVE, FINISHED, WANTED, PodState
 from rpcgroup.control.model import PodTemplate, RPCGroup
 from rpcgroup.control.pod import ObservedPod, backoff, pod_name
+from rpcgroup.control.rollout import bounds, making_way
 from rpcgroup.control.status import GroupStatus, Outcome, status_of
 
 __all__ = ["Action", "Create", "Delete", "Drain", "Evict", "Plan", "Restart", "plan"]
@@ -107,11 +109,17 @@ def plan(
             leaving = [p for p in wanted if p.state is not PodState.SUCCEEDED]
             reason = "the group is suspended"
         else:
-            surplus = max(0, len(wanted) - replicas)
-            leaving = victims(wanted, group.spec.scale_strategy.workers_to_delete)[:surplus]
+            limits = bounds(group.spec, replicas, sum(p.outdated for p in wanted))
+            order = victims(wanted, group.spec.scale_strategy.workers_to_delete)
+            surplus = max(0, len(wanted) - limits.most)
+            leaving, staying = order[:surplus], order[surplus:]
             reason = f"{role} is scaled to {replicas}"
-            actions += restarts([p for p in wanted if p not in leaving], now)
-            actions += creations(group.metadata.name, role, mine, replicas - len(wanted))
+            replaced = list(making_way(staying, limits.least))
+            for pod in replaced:
+                actions.append(farewell(pod, members, now + grace(template), "its template has changed", now))
+            actions += restarts([p for p in staying if p not in replaced], now)
+            indexes = count() if role == DEFAULT_ROLE else range(limits.most)
+            actions += creations(group.metadata.name, role, mine, limits.most - len(wanted), indexes)
         for pod in leaving:
             actions.append(farewell(pod, members, now + grace(template), reason, now))
     status = status_of(group, pods, members, outcome, now, previous)
@@ -158,11 +166,14 @@ def farewell(
 
 
 def victims(pods: Iterable[ObservedPod], named: Sequence[str]) -> list[ObservedPod]:
-    """Who leaves first: named by the user, failed, finished, not started, not ready, cheap, young."""
+    """Who leaves first: named by the user, of an old template, failed, finished, not started, not ready, cheap, young."""
     rank = [PodState.FAILED, PodState.SUCCEEDED, PodState.PENDING, PodState.RUNNING, PodState.READY]
     return sorted(
         pods,
-        key=lambda p: (p.name not in named, rank.index(p.state), p.deletion_cost, -p.created_at, -p.index),
+        key=lambda p: (
+            *(p.name not in named, not p.outdated, rank.index(p.state)),
+            *(p.deletion_cost, -p.created_at, -p.index),
+        ),
     )
 
 
@@ -177,10 +188,15 @@ def restarts(pods: Iterable[ObservedPod], now: float) -> Iterator[Action]:
             yield Restart(pod.name)
 
 
-def creations(group: str, role: str, mine: Sequence[ObservedPod], missing: int) -> Iterator[Action]:
-    """New pods on the lowest free indexes; one that is still leaving holds its own."""
+def creations(
+    group: str, role: str, mine: Sequence[ObservedPod], missing: int, indexes: Iterable[int]
+) -> Iterator[Action]:
+    """New pods on the lowest free of `indexes`; one that is still leaving holds its own.
+
+    A fixed role's names are what its programs are called by, so its indexes end where its number does.
+    """
     taken = {p.index for p in mine}
-    free = (index for index in count() if index not in taken)
+    free = (index for index in indexes if index not in taken)
     for index in islice(free, max(0, missing)):
         yield Create(pod_name(group, role, index), role, index)
 

@@ -38,6 +38,8 @@ class ObservedPod:
     failed_at: float = 0.0
     drain_deadline: float = 0.0
     deletion_cost: int = 0
+    outdated: bool = False
+    """Made from a template that its role no longer has."""
 
 
 def pod_name(group: str, role: str, index: int) -> str:

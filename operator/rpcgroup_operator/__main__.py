@@ -1,0 +1,57 @@
+"""`python -m rpcgroup_operator`: the operator's command line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+import click
+
+from rpcgroup_operator.process import run
+from rpcgroup_operator.settings import Settings
+
+
+@click.command(context_settings={"auto_envvar_prefix": "RPCGROUP_OPERATOR", "show_default": True})
+@click.option("--etcd", required=True, help="HOST:PORT[,HOST:PORT...] of the etcd in which the workers meet.")
+@click.option("--etcd-for-workers", default="", help="The same as workers reach it, if that differs.")
+@click.option("--watch-namespaces", default="", help="Comma-separated; empty: all.")
+@click.option("--workers", default=8, help="Groups reconciled at once.")
+@click.option(
+    "--leader-elect/--no-leader-elect", default=True, help="Wait for a Lease before doing anything."
+)
+@click.option("--lease-namespace", default="", help="Of the Lease; default: that of the operator's pod.")
+@click.option("--liveness-port", default=8080)
+@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+def main(
+    etcd: str,
+    etcd_for_workers: str,
+    watch_namespaces: str,
+    workers: int,
+    leader_elect: bool,
+    lease_namespace: str,
+    liveness_port: int,
+    log_level: str,
+) -> None:
+    """Reconcile RPCGroup resources into pods."""
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    settings = Settings(
+        etcd=_parts(etcd),
+        etcd_for_workers=etcd_for_workers,
+        watch_namespaces=_parts(watch_namespaces),
+        workers=workers,
+        leader_election=leader_elect,
+        lease_namespace=lease_namespace,
+        liveness_port=liveness_port,
+    )
+    asyncio.run(run(settings))
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+main()

@@ -1,0 +1,35 @@
+"""Where things are in the Kubernetes API."""
+
+from __future__ import annotations
+
+from rpcgroup.contract import API_VERSION
+
+__all__ = ["budget", "events", "group", "groups", "pod", "pods", "secrets"]
+
+
+def group(namespace: str, name: str) -> str:
+    return f"{groups(namespace)}/{name}"
+
+
+def groups(namespace: str) -> str:
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/rpcgroups"
+
+
+def pods(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods"
+
+
+def pod(namespace: str, name: str) -> str:
+    return f"{pods(namespace)}/{name}"
+
+
+def secrets(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/secrets"
+
+
+def budget(namespace: str, name: str) -> str:
+    return f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/{name}"
+
+
+def events(namespace: str) -> str:
+    return f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"

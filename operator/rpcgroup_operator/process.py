@@ -1,0 +1,129 @@
+"""The operator's process: its parts, made and ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import kopf
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient
+
+from rpcgroup.membership.etcd.client import EtcdClient
+from rpcgroup.membership.etcd.credentials import EtcdCredentials
+from rpcgroup_operator import handlers
+from rpcgroup_operator.api import KubeApi
+from rpcgroup_operator.events import Events
+from rpcgroup_operator.leader import lead
+from rpcgroup_operator.members import GroupKey, Members
+from rpcgroup_operator.reconciler import Reconciler
+from rpcgroup_operator.render import Rendezvous
+from rpcgroup_operator.settings import Settings
+from rpcgroup_operator.store import Store
+from rpcgroup_operator.work_queue import WorkQueue
+
+__all__ = ["run"]
+
+HUNG_SECONDS: Final = 60.0
+"""Without one reconcile done while there is work: the liveness probe fails."""
+
+_log = logging.getLogger(__name__)
+
+
+async def run(settings: Settings) -> None:
+    """Until the process is told to stop. Raises `RuntimeError` where the lease was lost."""
+    async with AsyncExitStack() as stack:
+        await config.load_config()  # type: ignore[no-untyped-call]
+        client = await stack.enter_async_context(ApiClient())
+        api = KubeApi(client)
+        store = Store()
+        woken: list[WorkQueue] = []  # none while another operator leads
+
+        def wake(key: GroupKey) -> None:
+            for queue in woken:
+                queue.add(key)
+
+        members = Members(EtcdClient(settings.etcd, EtcdCredentials.from_env()), wake)
+        stack.callback(members.close)
+        events = Events(api, settings.identity)
+        reconciler = Reconciler(api, members, store, Rendezvous(settings.rendezvous), events)
+        synced = asyncio.Event()
+
+        async def work() -> None:
+            await synced.wait()
+            await members.listed.wait()
+            queue = WorkQueue(reconciler.reconcile, settings.workers)
+            woken.append(queue)
+            for key in list(store.groups):
+                queue.add(key)
+            await queue.run()
+
+        def told(key: GroupKey) -> None:
+            synced.set()  # kopf tells nothing before it has indexed everything
+            wake(key)
+
+        registry = kopf.OperatorRegistry()
+        handlers.register(registry, store, told)
+        kopf.on.startup(registry=registry)(_configure)
+        kopf.on.probe(id="reconcile", registry=registry)(_Progress(woken).check)
+        members.start()
+        watching = asyncio.create_task(_watch(registry, settings))
+        writing = asyncio.create_task(events.run())
+        leading = asyncio.create_task(
+            lead(client, settings.lease_name, settings.own_namespace(), settings.identity, work)
+            if settings.leader_election
+            else work()
+        )
+        try:
+            await asyncio.wait({watching, leading}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (leading, writing, watching):
+                task.cancel()
+            results = await asyncio.gather(leading, watching, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        if (
+            settings.leader_election
+            and not watching.cancelled()
+            and leading.done()
+            and not leading.cancelled()
+        ):
+            raise RuntimeError("the lease was lost: ending, so that a fresh process takes over")
+
+
+async def _watch(registry: kopf.OperatorRegistry, settings: Settings) -> None:
+    await kopf.operator(
+        registry=registry,
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+        liveness_endpoint=f"http://0.0.0.0:{settings.liveness_port}/healthz",
+    )
+
+
+def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    settings.posting.enabled = False  # the reconciler writes what people should read
+    settings.watching.server_timeout = 300
+    settings.watching.connect_timeout = 10
+
+
+class _Progress:
+    """Whether reconciling goes on, for the liveness probe: a process that answers may still have hung."""
+
+    def __init__(self, queues: list[WorkQueue]) -> None:
+        self._queues = queues
+        self._done = -1
+        self._since = time.monotonic()
+
+    def check(self, **_: Any) -> str:
+        """Raises where nothing was done for `HUNG_SECONDS` though there is work."""
+        done = sum(queue.done for queue in self._queues)
+        if done != self._done or not any(queue.busy for queue in self._queues):
+            self._done, self._since = done, time.monotonic()
+        if time.monotonic() - self._since > HUNG_SECONDS:
+            raise RuntimeError(f"no reconcile has ended for {HUNG_SECONDS:.0f} s")
+        return "working" if self._queues else "waiting for the lease"

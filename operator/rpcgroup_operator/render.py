@@ -1,0 +1,184 @@
+"""From the plan's words to Kubernetes objects. Pure."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rpcgroup import contract
+from rpcgroup.control.model import PodTemplate, RPCGroup
+from rpcgroup.control.plan import Create
+
+__all__ = [
+    "Rendezvous",
+    "disruption_budget",
+    "drain_mark",
+    "pod",
+    "pod_labels",
+    "secret",
+    "secret_name",
+    "selector",
+    "template_hash",
+]
+
+Object = dict[str, Any]
+
+SECRET_KEY = "secret"
+SECRET_MOUNT = "/var/run/secrets/rpcgroup.dev"
+VOLUME = "rpcgroup-secret"
+# Readable by the group alone: the worker refuses a secret that everybody can read.
+SECRET_MODE = 0o440
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the workers find etcd: `HOST:PORT[,HOST:PORT...]`."""
+
+    endpoints: str
+
+    def url(self, group: RPCGroup) -> str:
+        return f"etcd://{self.endpoints}/{group.metadata.namespace}/{group.metadata.name}"
+
+
+def template_hash(template: PodTemplate) -> str:
+    """Of the template as it was written: what a webhook adds to a pod starts no rollout."""
+    written = template.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def pod(group: RPCGroup, owner_uid: str, create: Create, rendezvous: Rendezvous, failures: int = 0) -> Object:
+    """The pod for a place in the group. What the template says stands; only what the worker needs is added."""
+    template = group.roles()[create.role][1]
+    rendered = copy.deepcopy(template.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    spec: Object = rendered["spec"]
+    written: Object = rendered.get("metadata") or {}
+    annotations = dict(written.get("annotations") or {})
+    if failures:
+        annotations[contract.ANNOTATION_FAILURES] = str(failures)
+    labels = {
+        **(written.get("labels") or {}),
+        **pod_labels(group, create.role),
+        contract.LABEL_INDEX: str(create.index),
+        contract.LABEL_TEMPLATE_HASH: template_hash(template),
+    }
+    spec.setdefault("restartPolicy", "Never")
+    spec.setdefault("hostname", create.name)
+    gates = spec.setdefault("readinessGates", [])
+    gates.append({"conditionType": contract.READINESS_GATE})
+    spec.setdefault("volumes", []).append(
+        {"name": VOLUME, "secret": {"secretName": secret_name(group), "defaultMode": SECRET_MODE}}
+    )
+    container = main_container(spec)
+    container.setdefault("volumeMounts", []).append(
+        {"name": VOLUME, "mountPath": SECRET_MOUNT, "readOnly": True}
+    )
+    container["env"] = [*environment(group, create, rendezvous), *container.get("env", [])]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": create.name,
+            "namespace": group.metadata.namespace,
+            "labels": labels,
+            "annotations": annotations,
+            "ownerReferences": [owner(group, owner_uid)],
+        },
+        "spec": spec,
+    }
+
+
+def drain_mark(uid: str, deadline: float) -> Object:
+    """The patch that says on a pod that its worker is asked to leave; refused if the pod is another by now."""
+    return {"metadata": {"uid": uid, "annotations": {contract.ANNOTATION_DRAIN_DEADLINE: f"{deadline:.3f}"}}}
+
+
+def main_container(spec: Object) -> Object:
+    """The container that is the worker: the one named `main`, else the first."""
+    containers: list[Object] = spec["containers"]
+    return next((c for c in containers if c.get("name") == "main"), containers[0])
+
+
+def environment(group: RPCGroup, create: Create, rendezvous: Rendezvous) -> list[Object]:
+    own = {
+        contract.ENV_NAMESPACE: group.metadata.namespace,
+        contract.ENV_GROUP: group.metadata.name,
+        contract.ENV_NAME: create.name,
+        contract.ENV_ROLE: create.role,
+        contract.ENV_INDEX: str(create.index),
+        contract.ENV_RENDEZVOUS: rendezvous.url(group),
+        contract.ENV_SECRET_FILE: f"{SECRET_MOUNT}/{SECRET_KEY}",
+    }
+    fields = {
+        contract.ENV_POD_NAME: "metadata.name",
+        contract.ENV_POD_UID: "metadata.uid",
+        contract.ENV_HOST: "status.podIP",
+    }
+    values: list[Object] = [{"name": name, "value": value} for name, value in own.items()]
+    return values + [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()
+    ]
+
+
+def pod_labels(group: RPCGroup, role: str) -> dict[str, str]:
+    return {
+        "app.kubernetes.io/managed-by": "rpcgroup-operator",
+        "app.kubernetes.io/instance": group.metadata.name,
+        contract.LABEL_GROUP: group.metadata.name,
+        contract.LABEL_ROLE: role,
+    }
+
+
+def selector(group: RPCGroup) -> str:
+    """Of the elastic workers, as the scale subresource and an HPA want it."""
+    return f"{contract.LABEL_GROUP}={group.metadata.name},{contract.LABEL_ROLE}={contract.DEFAULT_ROLE}"
+
+
+def secret_name(group: RPCGroup) -> str:
+    return f"{group.metadata.name}-rpcgroup"
+
+
+def secret(group: RPCGroup, owner_uid: str, value: str) -> Object:
+    """The group's secret, made once."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "immutable": True,
+        "metadata": {
+            "name": secret_name(group),
+            "namespace": group.metadata.namespace,
+            "labels": {contract.LABEL_GROUP: group.metadata.name},
+            "ownerReferences": [owner(group, owner_uid)],
+        },
+        "stringData": {SECRET_KEY: value},
+    }
+
+
+def disruption_budget(group: RPCGroup, owner_uid: str) -> Object:
+    """Keeps `minReplicas` elastic workers through node drains."""
+    labels = {contract.LABEL_GROUP: group.metadata.name, contract.LABEL_ROLE: contract.DEFAULT_ROLE}
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {
+            "name": group.metadata.name,
+            "namespace": group.metadata.namespace,
+            "labels": {contract.LABEL_GROUP: group.metadata.name},
+            "ownerReferences": [owner(group, owner_uid)],
+        },
+        "spec": {"minAvailable": group.spec.min_replicas, "selector": {"matchLabels": labels}},
+    }
+
+
+def owner(group: RPCGroup, uid: str) -> Object:
+    return {
+        "apiVersion": contract.API_VERSION,
+        "kind": contract.KIND,
+        "name": group.metadata.name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }

@@ -1,0 +1,40 @@
+"""What the operator is told by its command line or environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Settings"]
+
+_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+@dataclass(frozen=True)
+class Settings:
+    etcd: tuple[str, ...]
+    """`HOST:PORT` of each member of the etcd in which the workers meet."""
+    etcd_for_workers: str = ""
+    """The same as workers reach it; default: as the operator does."""
+    watch_namespaces: tuple[str, ...] = ()
+    """Empty: all."""
+    workers: int = 8
+    """Groups reconciled at once."""
+    leader_election: bool = True
+    lease_name: str = "rpcgroup-operator"
+    lease_namespace: str = ""
+    liveness_port: int = 8080
+    identity: str = field(default_factory=lambda: os.environ.get("POD_NAME", socket.gethostname()))
+
+    @property
+    def rendezvous(self) -> str:
+        return self.etcd_for_workers or ",".join(self.etcd)
+
+    def own_namespace(self) -> str:
+        """Where the lease is: said, or that of the operator's pod, or `default` outside a cluster."""
+        if self.lease_namespace:
+            return self.lease_namespace
+        return _NAMESPACE_FILE.read_text().strip() if _NAMESPACE_FILE.exists() else "default"

@@ -1,0 +1,114 @@
+"""What the operator knows of the API server's objects, kept up to date by watches and by its own writes.
+
+Belongs to the event loop. Each object counts in its newest version: a watch that lags behind a write of our own
+must not bring the state before it back, or the same work would be planned twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from rpcgroup import contract
+from rpcgroup.control.model import RPCGroup
+from rpcgroup.control.rules import contradictions
+from rpcgroup_operator.members import GroupKey
+from rpcgroup_operator.pods import Pod
+
+__all__ = ["Group", "Store"]
+
+_SERVER_FIELDS = frozenset({"name", "namespace", "labels", "annotations"})
+
+
+@dataclass(frozen=True)
+class Group:
+    """An `RPCGroup` object. `spec` is None where it makes no sense, and `fault` says why."""
+
+    key: GroupKey
+    uid: str
+    version: int
+    generation: int
+    deleting: bool
+    spec: RPCGroup | None
+    fault: str
+    status: Mapping[str, Any] = field(hash=False)
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> Group:
+        metadata = raw["metadata"]
+        spec, fault = _parsed(raw)
+        return cls(
+            key=(metadata["namespace"], metadata["name"]),
+            uid=metadata["uid"],
+            version=int(metadata["resourceVersion"]),
+            generation=metadata.get("generation", 0),
+            deleting=metadata.get("deletionTimestamp") is not None,
+            spec=spec,
+            fault=fault,
+            status=raw.get("status") or {},
+        )
+
+
+class Store:
+    def __init__(self) -> None:
+        self.groups: dict[GroupKey, Group] = {}
+        self._pods: dict[GroupKey, dict[str, Pod]] = {}
+        self._gone: dict[str, int] = {}
+        """UIDs of pods whose end was seen, with their last version: news of them from a slower source is old."""
+
+    def pods(self, key: GroupKey) -> Mapping[str, Pod]:
+        return self._pods.get(key, {})
+
+    def put_group(self, group: Group) -> bool:
+        """Whether it is news."""
+        known = self.groups.get(group.key)
+        if known is not None and known.uid == group.uid and known.version >= group.version:
+            return False
+        self.groups[group.key] = group
+        return True
+
+    def drop_group(self, key: GroupKey, uid: str) -> None:
+        known = self.groups.get(key)
+        if known is not None and known.uid == uid:
+            del self.groups[key]
+
+    def put_pod(self, key: GroupKey, pod: Pod) -> bool:
+        known = self.pods(key).get(pod.name)
+        if pod.uid in self._gone or (
+            known is not None and known.uid == pod.uid and known.version > pod.version
+        ):
+            return False
+        self._pods.setdefault(key, {})[pod.name] = pod
+        return True
+
+    def drop_pod(self, key: GroupKey, name: str, uid: str, version: int) -> None:
+        self._gone[uid] = version
+        while len(self._gone) > 10_000:
+            del self._gone[next(iter(self._gone))]
+        pods = self._pods.get(key, {})
+        if name in pods and pods[name].uid == uid:
+            del pods[name]
+            if not pods:
+                del self._pods[key]
+
+
+def group_of_pod(raw: dict[str, Any]) -> GroupKey:
+    metadata = raw["metadata"]
+    return metadata["namespace"], metadata["labels"][contract.LABEL_GROUP]
+
+
+def _parsed(raw: dict[str, Any]) -> tuple[RPCGroup | None, str]:
+    """The API server has checked it by the same rules; an older definition there may have let something through."""
+    metadata = {name: value for name, value in raw["metadata"].items() if name in _SERVER_FIELDS}
+    document: dict[str, Any] = {k: raw[k] for k in ("apiVersion", "kind", "spec") if k in raw}
+    document["metadata"] = metadata
+    try:
+        group = RPCGroup.model_validate(document)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        return None, f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+    faults = contradictions(group)
+    return (None, "; ".join(faults)) if faults else (group, "")
