@@ -13,7 +13,7 @@ import pytest
 from kubernetes import client
 
 from tests.cluster.bed import programs as bed_programs
-from tests.cluster.bed.access import Access, KubectlError
+from tests.cluster.bed.access import Access, CommandError
 from tests.cluster.bed.control_plane import ControlPlane
 from tests.cluster.bed.process import Program, StartError
 
@@ -48,7 +48,7 @@ def test_pods_stay_pending_without_nodes(access: Access, namespace: str) -> None
 def test_a_service_account_may_do_what_its_role_says_and_no_more(access: Access, namespace: str) -> None:
     access.kubectl("create", "serviceaccount", "reader", "--namespace", namespace)
     as_reader = access.service_account_kubeconfig(namespace, "reader")
-    with pytest.raises(KubectlError, match="cannot list resource"):
+    with pytest.raises(CommandError, match="cannot list resource"):
         access.kubectl("get", "configmaps", kubeconfig=as_reader)
     access.kubectl(
         "create", "role", "reads", "--verb=list", "--resource=configmaps", "--namespace", namespace
@@ -56,7 +56,7 @@ def test_a_service_account_may_do_what_its_role_says_and_no_more(access: Access,
     account = f"--serviceaccount={namespace}:reader"
     access.kubectl("create", "rolebinding", "reads", "--role=reads", account, "--namespace", namespace)
     access.kubectl("get", "configmaps", kubeconfig=as_reader)
-    with pytest.raises(KubectlError, match="cannot create resource"):
+    with pytest.raises(CommandError, match="cannot create resource"):
         access.kubectl("create", "configmap", "more", kubeconfig=as_reader)
 
 
@@ -65,7 +65,7 @@ def test_nobody_enters_without_a_token(access: Access, tmp_path: Path) -> None:
     document["users"][0]["user"] = {"token": "guessed"}
     forged = tmp_path / "forged.kubeconfig"
     forged.write_text(json.dumps(document))
-    with pytest.raises(KubectlError, match=r"Unauthorized|logged in"):
+    with pytest.raises(CommandError, match=r"Unauthorized|logged in"):
         access.kubectl("get", "nodes", kubeconfig=forged)
 
 
@@ -99,7 +99,7 @@ def test_a_stopped_api_server_comes_back_with_what_it_had(programs: Path, tmp_pa
     with ControlPlane(tmp_path, programs) as plane:
         plane.access.kubectl("create", "configmap", "kept")
         plane.api_server.kill()
-        with pytest.raises(KubectlError, match="refused"):
+        with pytest.raises(CommandError, match="refused"):
             plane.access.kubectl("get", "configmaps")
         plane.api_server.start()
         assert plane.access.get("configmap/kept")["metadata"]["name"] == "kept"

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Final
 
 from tests.cluster.bed import certificates
-from tests.cluster.bed.access import Access, write_tokens
+from tests.cluster.bed.access import Access
+from tests.cluster.bed.kubeconfig import kubeconfig_path, write_kubeconfigs, write_tokens
 from tests.cluster.bed.process import Program, answers, free_port
 
 __all__ = ["ControlPlane"]
@@ -27,24 +28,28 @@ class ControlPlane:
     number run beside each other. A stopped program starts again on the same port with the same data.
     """
 
-    def __init__(self, folder: Path, programs: Path) -> None:
-        """`folder` gets data, keys and logs; `programs` is the folder of the built ones."""
+    def __init__(
+        self, folder: Path, programs: Path, port: int | None = None, advertised: str | None = None
+    ) -> None:
+        """`folder` gets data, keys and logs; `programs` is the folder of the built ones.
+
+        The API is served on `port`, by default a free one, of the loopback interface; with `advertised`, an
+        address of this machine that pods can reach, on every interface.
+        """
         self.folder = folder
         self.programs = programs
+        self.access = Access(folder, programs)
         self.logs = folder / "logs"
         self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._keys = folder / "keys"
-        certificates.make_certificates(self._keys, ["127.0.0.1", FIRST_SERVICE])
-        port = free_port()
-        self.access = Access(
-            server=f"https://127.0.0.1:{port}",
-            authority=self._keys / certificates.AUTHORITY,
-            folder=folder,
-            tokens=write_tokens(self._keys / "tokens.csv"),
-            kubectl=programs / "kubectl",
-        )
+        self.keys = folder / "keys"
+        self.server = f"https://127.0.0.1:{port or free_port()}"
+        addresses = ["127.0.0.1", FIRST_SERVICE, *([advertised] if advertised else [])]
+        certificates.make_certificates(self.keys, addresses)
+        tokens = write_tokens(self.keys / "tokens.csv")
+        write_kubeconfigs(folder, self.server, self.keys / certificates.AUTHORITY, tokens)
+
         self.etcd, etcd_url = self._etcd()
-        self.api_server = self._api_server(port, etcd_url)
+        self.api_server = self._api_server(etcd_url, advertised)
         self.controller_manager = self._controller_manager()
         self.scheduler = self._scheduler()
 
@@ -74,6 +79,10 @@ class ControlPlane:
         command = [str(self.programs / name), *arguments]
         return Program(name, command, self.logs / f"{name}.log", lambda: answers(health), env)
 
+    def kubeconfig_of(self, user: str) -> Path:
+        """Of one of `kubeconfig.USERS`."""
+        return kubeconfig_path(self.folder, user)
+
     def _all(self) -> tuple[Program, ...]:
         return self.etcd, self.api_server, self.controller_manager, self.scheduler
 
@@ -93,38 +102,45 @@ class ControlPlane:
         )
         return program, client
 
-    def _api_server(self, port: int, etcd_url: str) -> Program:
+    def _api_server(self, etcd_url: str, advertised: str | None) -> Program:
+        if advertised:
+            reach = ["--bind-address=0.0.0.0", f"--advertise-address={advertised}"]
+        else:  # an Endpoints object refuses a loopback address, and no pod could reach it
+            reach = [
+                "--bind-address=127.0.0.1",
+                "--advertise-address=127.0.0.1",
+                "--endpoint-reconciler-type=none",
+            ]
         return self.program(
             "kube-apiserver",
             f"--etcd-servers={etcd_url}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            f"--secure-port={port}",
-            "--endpoint-reconciler-type=none",  # no pod could reach it, and an Endpoints refuses loopback
-            f"--tls-cert-file={self._keys / certificates.SERVER_CERTIFICATE}",
-            f"--tls-private-key-file={self._keys / certificates.SERVER_KEY}",
+            *reach,
+            f"--secure-port={self.server.rpartition(':')[2]}",
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--tls-cert-file={self.keys / certificates.SERVER_CERTIFICATE}",
+            f"--tls-private-key-file={self.keys / certificates.SERVER_KEY}",
             f"--service-cluster-ip-range={SERVICES}",
             f"--service-account-issuer={ISSUER}",
-            f"--service-account-key-file={self._keys / certificates.SERVICE_ACCOUNT_KEY}",
-            f"--service-account-signing-key-file={self._keys / certificates.SERVICE_ACCOUNT_KEY}",
+            f"--service-account-key-file={self.keys / certificates.SERVICE_ACCOUNT_KEY}",
+            f"--service-account-signing-key-file={self.keys / certificates.SERVICE_ACCOUNT_KEY}",
             "--authorization-mode=Node,RBAC",
-            f"--token-auth-file={self._keys / 'tokens.csv'}",
+            f"--token-auth-file={self.keys / 'tokens.csv'}",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged",
             "--profiling=false",
-            health=f"{self.access.server}/readyz",
+            health=f"{self.server}/readyz",
         )
 
     def _controller_manager(self) -> Program:
         user, port = "system:kube-controller-manager", free_port()
         return self.program(
             "kube-controller-manager",
-            f"--kubeconfig={self.access.kubeconfig_of(user)}",
+            f"--kubeconfig={self.kubeconfig_of(user)}",
             "--use-service-account-credentials",
             "--leader-elect=false",
-            f"--service-account-private-key-file={self._keys / certificates.SERVICE_ACCOUNT_KEY}",
-            f"--root-ca-file={self._keys / certificates.AUTHORITY}",
-            f"--cert-dir={self._keys / 'controller-manager'}",
+            f"--service-account-private-key-file={self.keys / certificates.SERVICE_ACCOUNT_KEY}",
+            f"--root-ca-file={self.keys / certificates.AUTHORITY}",
+            f"--cert-dir={self.keys / 'controller-manager'}",
             "--bind-address=127.0.0.1",
             f"--secure-port={port}",
             "--kube-api-qps=500",
@@ -140,9 +156,9 @@ class ControlPlane:
         port = free_port()
         return self.program(
             "kube-scheduler",
-            f"--kubeconfig={self.access.kubeconfig_of('system:kube-scheduler')}",
+            f"--kubeconfig={self.kubeconfig_of('system:kube-scheduler')}",
             "--leader-elect=false",
-            f"--cert-dir={self._keys / 'scheduler'}",
+            f"--cert-dir={self.keys / 'scheduler'}",
             "--bind-address=127.0.0.1",
             f"--secure-port={port}",
             "--kube-api-qps=500",

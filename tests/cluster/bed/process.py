@@ -45,11 +45,14 @@ class Program:
         log: Path,
         is_ready: Callable[[], bool],
         env: Mapping[str, str] | None = None,
+        patience: tuple[float, float] = (READY_SECONDS, STOP_SECONDS),
     ) -> None:
+        """`patience`: the seconds it has to become ready and to stop."""
         self.name = name
         self.log = log
         self._command = command
         self._is_ready = is_ready
+        self._ready_seconds, self._stop_seconds = patience
         self._env = {**os.environ, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -59,7 +62,7 @@ class Program:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Returns when it is ready. Raises `StartError` when it ends before, or after READY_SECONDS."""
+        """Returns when it is ready. Raises `StartError` when it ends before, or is not in time."""
         if self.pid is not None:
             return
         with self.log.open("ab") as log:
@@ -71,16 +74,16 @@ class Program:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is for the parent, which ends it in its order
             )
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + self._ready_seconds
         while not self._is_ready():
             if self._process.poll() is not None:
                 raise StartError(self._why_not(f"ended with {self._process.returncode}"))
             if time.monotonic() > deadline:
-                raise StartError(self._why_not(f"is not ready after {READY_SECONDS:g} s"))
+                raise StartError(self._why_not(f"is not ready after {self._ready_seconds:g} s"))
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Let it finish; by force after STOP_SECONDS. Idempotent."""
+        """Let it finish; by force if it takes too long. Idempotent."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -99,7 +102,7 @@ class Program:
             return
         self._signal(number)
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(self._stop_seconds)
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             self._process.wait(STOP_SECONDS)

@@ -37,7 +37,7 @@ class SimulatedNodes:
         port = free_port()
         self.kwok = plane.program(
             "kwok",
-            f"--kubeconfig={plane.access.kubeconfig_of('kwok')}",
+            f"--kubeconfig={plane.kubeconfig_of('kwok')}",
             f"--config={STAGES}",
             "--manage-all-nodes=false",
             f"--manage-nodes-with-annotation-selector={MANAGED}=simulated",
@@ -48,7 +48,7 @@ class SimulatedNodes:
         )
 
     def start(self) -> None:
-        """Returns when the nodes are Ready. Raises `StartError` or `KubectlError`; then kwok does not run."""
+        """Returns when the nodes are Ready. Raises `StartError` or `CommandError`; then kwok does not run."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.kwok.stop)
             self.kwok.start()

@@ -1,0 +1,77 @@
+"""A cluster whose pods are real, held by a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from tests.cluster.bed.access import Access
+from tests.cluster.bed.namespaces import first_process
+from tests.cluster.bed.process import Program
+from tests.cluster.bed.real_node import check_requirements
+from tests.cluster.bed.serve import READY
+
+__all__ = ["RealCluster", "inside"]
+
+UP_SECONDS: Final = 180.0
+DOWN_SECONDS: Final = 60.0
+
+
+class RealCluster:
+    """A control plane and one node with kubelet and containerd; a context manager.
+
+    Pods have Service names and reach each other. This process reaches the API alone; what has to reach a pod's
+    address runs `inside`.
+    """
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        """`folder` gets data, keys, kubeconfigs and logs."""
+        self.access = Access(folder, programs)
+        self._server = Program(
+            "the cluster",
+            [sys.executable, "-m", "tests.cluster.bed", "serve", "--real", "--dir", str(folder)],
+            folder / "serve.log",
+            (folder / READY).exists,
+            patience=(UP_SECONDS, DOWN_SECONDS),
+        )
+
+    def start(self) -> None:
+        """Returns when a pod can run. Raises `StartError`, or `RequirementError` for what the machine lacks."""
+        check_requirements()
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def inside(self, *command: str) -> list[str]:
+        """The command line that runs `command` where pods have addresses and Services have names."""
+        assert self._server.pid
+        return inside(self._server.pid, *command)
+
+    def __enter__(self) -> RealCluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def inside(holder: int, *command: str) -> list[str]:
+    """`holder` is the process that holds the cluster."""
+    target = str(first_process(holder))
+    return [
+        "nsenter",
+        "--target",
+        target,
+        "--net",
+        "--mount",
+        "--uts",
+        "--pid",
+        f"--wd={os.getcwd()}",
+        *command,
+    ]
