@@ -7,8 +7,8 @@ wherever a rule looks, for it reckons the cost of a rule before it takes it.
 
 from __future__ import annotations
 
-import copy
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
@@ -132,10 +132,17 @@ def custom_resource_definition() -> Schema:
     }
 
 
+class WithoutReferences(yaml.SafeDumper):
+    """What is the same object here is written out wherever it stands."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 def manifest() -> str:
     """The definition as YAML."""
     origin = "# Made by `make crd` from worker/rpcgroup/control/{model,rules}.py; not to be edited.\n"
-    body = yaml.safe_dump(custom_resource_definition(), sort_keys=False, width=110, allow_unicode=True)
+    body = yaml.dump(custom_resource_definition(), Dumper=WithoutReferences, sort_keys=False, width=110)
     return origin + body
 
 
@@ -204,7 +211,7 @@ def resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
     if "anyOf" in node:
         (given,) = (choice for choice in node["anyOf"] if choice.get("type") != "null")
     elif "$ref" in node:
-        given = copy.deepcopy(definitions[node["$ref"].rpartition("/")[2]])
+        given = definitions[node["$ref"].rpartition("/")[2]]
     else:
         return node
     # What a field says of itself goes before what its type says, apart from the type's name.
@@ -213,13 +220,15 @@ def resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
 
 
 def set_default(schema: Schema) -> None:
-    """Nothing and empty need no default. An object has an empty one where its fields have theirs."""
+    """Nothing and empty need no default. An object's is written out: rules are held against it as it stands."""
+    if isinstance(schema.get("default"), dict):
+        fields = schema.get("properties", {}).items()
+        schema["default"] = {name: field["default"] for name, field in fields if "default" in field}
     if schema.get("default") in (None, "", [], {}):
         schema.pop("default", None)
-    if isinstance(schema.get("default"), dict):
-        del schema["default"]
-        if any("default" in field for field in schema.get("properties", {}).values()):
-            schema["default"] = {}
+
+
+EXPRESSION: Final = re.compile(r"\{(.*?)\}")
 
 
 def validations(model: str) -> Schema:
@@ -228,12 +237,15 @@ def validations(model: str) -> Schema:
 
 
 def validation(rule: Rule) -> Schema:
-    return {
+    schema = {
         "rule": rule.kept,
         "fieldPath": f".{rule.field}",
-        "message": f"expected {rule.expected}",
-        "messageExpression": f"{json.dumps(f'expected {rule.expected}, got ')} + {rule.got}",
+        "message": f"expected {rule.expected}, got {EXPRESSION.sub('...', rule.got)}",
     }
+    if expressions := EXPRESSION.findall(rule.got):
+        text = json.dumps(f"expected {rule.expected}, got {EXPRESSION.sub('%s', rule.got)}")
+        schema["messageExpression"] = f"{text}.format([{', '.join(expressions)}])"
+    return schema
 
 
 def prose(text: str) -> str:
