@@ -42,6 +42,10 @@ class KubeApi:
     async def create(self, path: str, body: Object) -> Object:
         return await self._request("POST", path, body, query={"fieldManager": FIELD_MANAGER})
 
+    async def replace(self, path: str, body: Object) -> Object:
+        """Refused with status 409 where `body` is not of the newest resource version."""
+        return await self._request("PUT", path, body, query={"fieldManager": FIELD_MANAGER})
+
     async def apply(self, path: str, body: Object) -> Object:
         """Server-side apply: what `body` says is the operator's, the rest is left alone."""
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rpcgroup.contract import API_VERSION
 
-__all__ = ["budget", "events", "group", "groups", "pod", "pods", "secrets"]
+__all__ = ["budget", "events", "group", "groups", "lease", "leases", "pod", "pods", "secrets"]
 
 
 def group(namespace: str, name: str) -> str:
@@ -29,6 +29,14 @@ def secrets(namespace: str) -> str:
 
 def budget(namespace: str, name: str) -> str:
     return f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/{name}"
+
+
+def leases(namespace: str) -> str:
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+
+
+def lease(namespace: str, name: str) -> str:
+    return f"{leases(namespace)}/{name}"
 
 
 def events(namespace: str) -> str:

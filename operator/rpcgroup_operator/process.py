@@ -17,7 +17,7 @@ from rpcgroup.membership.etcd.credentials import EtcdCredentials
 from rpcgroup_operator import handlers
 from rpcgroup_operator.api import KubeApi
 from rpcgroup_operator.events import Events
-from rpcgroup_operator.leader import lead
+from rpcgroup_operator.leader import Election
 from rpcgroup_operator.members import GroupKey, Members
 from rpcgroup_operator.reconciler import Reconciler
 from rpcgroup_operator.render import Rendezvous
@@ -68,12 +68,13 @@ async def run(settings: Settings) -> None:
         registry = kopf.OperatorRegistry()
         handlers.register(registry, store, told)
         kopf.on.startup(registry=registry)(_configure)
+        kopf.on.login(registry=registry)(_login)
         kopf.on.probe(id="reconcile", registry=registry)(_Progress(woken).check)
         members.start()
         watching = asyncio.create_task(_watch(registry, settings))
         writing = asyncio.create_task(events.run())
         leading = asyncio.create_task(
-            lead(client, settings.lease_name, settings.own_namespace(), settings.identity, work)
+            Election(api, settings.own_namespace(), settings.lease_name, settings.identity).lead(work)
             if settings.leader_election
             else work()
         )
@@ -109,6 +110,10 @@ def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.posting.enabled = False  # the reconciler writes what people should read
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
+
+
+def _login(**known: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
 
 
 class _Progress:
