@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -14,6 +15,8 @@ import pytest
 from tests.cluster.bed import programs as bed_programs
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.control_plane import ControlPlane
+from tests.cluster.bed.real_cluster import RealCluster
+from tests.cluster.bed.real_node import RequirementError
 from tests.cluster.bed.simulated_nodes import SimulatedNodes
 
 T = TypeVar("T")
@@ -50,6 +53,16 @@ def simulated_nodes(control_plane: ControlPlane) -> Iterator[SimulatedNodes]:
         yield nodes
 
 
+@pytest.fixture(scope="session")
+def real_cluster(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
+    """Another cluster, whose one node runs real pods. Needs root."""
+    try:
+        with RealCluster(tmp_path_factory.mktemp("real-cluster"), programs) as cluster:
+            yield cluster
+    except RequirementError as exc:
+        pytest.fail(str(exc), pytrace=False)
+
+
 @pytest.fixture
 def access(control_plane: ControlPlane) -> Access:
     return control_plane.access
@@ -58,6 +71,19 @@ def access(control_plane: ControlPlane) -> Access:
 @pytest.fixture
 def namespace(access: Access) -> Iterator[str]:
     """An empty namespace; with all that is in it, it is deleted after the test (which does not wait for that)."""
+    with _namespace(access) as name:
+        yield name
+
+
+@pytest.fixture
+def real_namespace(real_cluster: RealCluster) -> Iterator[str]:
+    """The same on the cluster with real pods."""
+    with _namespace(real_cluster.access) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def _namespace(access: Access) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     access.kubectl("create", "namespace", name)
     access.kubectl("wait", "--for=create", "--timeout=30s", f"--namespace={name}", "serviceaccount/default")

@@ -95,7 +95,8 @@ def down(folder: Path) -> None:
 def status(folder: Path) -> None:
     """The process that holds the cluster, and its programs."""
     pid = _running(folder)
-    subprocess.run(["ps", "-o", "pid,rss,etime,args", "--forest", "-g", str(pid)], check=False)
+    family = ",".join(map(str, _family(pid)))
+    subprocess.run(["ps", "--forest", "-o", "pid,rss,time,comm", "-p", family], check=False)
 
 
 @main.command("exec", context_settings={"ignore_unknown_options": True})
@@ -142,6 +143,15 @@ def _holder(folder: Path) -> int | None:
         if b"tests.cluster.bed" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
     return None
+
+
+def _family(pid: int) -> list[int]:
+    """It, its children and theirs."""
+    children: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            children += (task / "children").read_text().split()
+    return [pid, *(member for child in children for member in _family(int(child)))]
 
 
 if __name__ == "__main__":

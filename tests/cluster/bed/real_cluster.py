@@ -46,6 +46,10 @@ class RealCluster:
     def stop(self) -> None:
         self._server.stop()
 
+    def kill(self) -> None:
+        """End it as a killed test run does."""
+        self._server.kill()
+
     def inside(self, *command: str) -> list[str]:
         """The command line that runs `command` where pods have addresses and Services have names."""
         assert self._server.pid
