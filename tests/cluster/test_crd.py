@@ -211,7 +211,6 @@ def test_the_status_is_written_apart_and_scale_reads_it(access: Access, namespac
 
 def test_kubectl_explain_says_what_a_field_is(access: Access) -> None:
     shown = access.kubectl("explain", "rpcgroup.spec.rolloutStrategy.rollingUpdate.maxSurge")
-    assert "FIELD: maxSurge <IntOrString>" in shown
     assert "rounded up" in " ".join(shown.split())
     assert "<no description>" not in access.kubectl("explain", "rpcgroup.spec")
     assert "<no description>" not in access.kubectl("explain", "rpcgroup.status")
