@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MIRRORS = {
     ROOT / "tests/worker": ROOT / "worker/rpcgroup",
+    ROOT / "tests/operator": ROOT / "operator/rpcgroup_operator",
     ROOT / "tests/examples": ROOT / "examples",
     ROOT / "tests/benchmarks": ROOT / "benchmarks",
 }

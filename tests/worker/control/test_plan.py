@@ -65,6 +65,41 @@ def test_what_is_wanted_is_left_alone() -> None:
     assert actions(group(3), [pod(0, READY), pod(1, RUNNING), pod(2, PENDING)]) == []
 
 
+def test_a_fixed_role_waits_for_its_own_index() -> None:
+    """Its programs are called by their names; the elastic workers are called by whoever asks who is there."""
+    assert actions(group(0, servers=1), [pod(0, TERMINATING, "server")]) == []
+    assert actions(group(1), [pod(0, TERMINATING)]) == [Create("g-worker-1", "worker", 1)]
+
+
+def test_a_new_template_replaces_one_by_one() -> None:
+    old = [pod(n, READY, outdated=True) for n in range(3)]
+    (drain,) = actions(group(3), old)
+    assert isinstance(drain, Drain)
+    assert drain.name == "g-worker-2"
+    assert drain.reason == "its template has changed"
+    leaving = [*old[:2], pod(2, DRAINING, outdated=True, drain_deadline=NOW + 9)]
+    assert actions(group(3), leaving) == [Create("g-worker-3", "worker", 3)]
+    assert actions(group(3), [*leaving, pod(3, RUNNING)]) == [], "the new one is not ready yet"
+    (drain,) = actions(group(3), [*leaving, pod(3, READY)])
+    assert isinstance(drain, Drain)
+    assert drain.name == "g-worker-1"
+
+
+def test_a_new_template_with_surge_adds_before_it_takes() -> None:
+    strategy = {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    wanted = group(2, rolloutStrategy=strategy)
+    old = [pod(0, READY, outdated=True), pod(1, READY, outdated=True)]
+    assert actions(wanted, old) == [Create("g-worker-2", "worker", 2)]
+    assert actions(wanted, [*old, pod(2, RUNNING)]) == []
+    (drain,) = actions(wanted, [*old, pod(2, READY)])
+    assert isinstance(drain, Drain)
+
+
+def test_what_serves_nobody_is_replaced_at_once() -> None:
+    pods = [pod(n, FAILED, outdated=True, failed_at=NOW) for n in range(3)]
+    assert [type(action) for action in actions(group(3), pods)] == [Delete, Delete, Delete]
+
+
 def test_the_lowest_free_index_is_used_first_and_one_that_leaves_holds_its_own() -> None:
     pods = [pod(0, TERMINATING), pod(2, READY), pod(3, DRAINING, drain_deadline=NOW + 9)]
     assert actions(group(3), pods) == [Create("g-worker-1", "worker", 1), Create("g-worker-4", "worker", 4)]

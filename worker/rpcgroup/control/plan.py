@@ -166,7 +166,9 @@ def farewell(
 
 
 def victims(pods: Iterable[ObservedPod], named: Sequence[str]) -> list[ObservedPod]:
-    """Who leaves first: named by the user, of an old template, failed, finished, not started, not ready, cheap, young."""
+    """Who leaves first: named by the user, of an old template, failed, finished, not started, not ready, cheap,
+    young.
+    """
     rank = [PodState.FAILED, PodState.SUCCEEDED, PodState.PENDING, PodState.RUNNING, PodState.READY]
     return sorted(
         pods,

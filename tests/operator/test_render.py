@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+from rpcgroup import contract
+from rpcgroup.control.model import RPCGroup
+from rpcgroup.control.plan import Create
+from rpcgroup_operator import render
+
+
+def group(**template: Any) -> RPCGroup:
+    container = {"name": "main", "image": "x", "env": [{"name": "MINE", "value": "1"}]}
+    spec = {"containers": [{"name": "side", "image": "y"}, container], "nodeSelector": {"gpu": "yes"}}
+    return RPCGroup.model_validate(
+        {
+            "apiVersion": contract.API_VERSION,
+            "kind": contract.KIND,
+            "metadata": {"name": "g", "namespace": "ns"},
+            "spec": {"replicas": 1, "minReplicas": 1, "template": {"spec": {**spec, **template}}},
+        }
+    )
+
+
+def rendered(wanted: RPCGroup, failures: int = 0) -> dict[str, Any]:
+    create = Create("g-worker-0", "worker", 0)
+    return render.pod(wanted, "uid-1", create, render.Rendezvous("etcd:2379"), failures)
+
+
+def test_the_worker_is_told_who_it_is() -> None:
+    side, main = rendered(group())["spec"]["containers"]
+    assert "env" not in side
+    env = {e["name"]: e.get("value") for e in main["env"]}
+    assert env[contract.ENV_NAME] == "g-worker-0"
+    assert env[contract.ENV_RENDEZVOUS] == "etcd://etcd:2379/ns/g"
+    assert env["MINE"] == "1"
+    assert {"name", "mountPath", "readOnly"} == main["volumeMounts"][0].keys()
+
+
+def test_the_template_passes_through() -> None:
+    spec = rendered(group(tolerations=[{"key": "gpu"}]))["spec"]
+    assert spec["nodeSelector"] == {"gpu": "yes"}
+    assert spec["tolerations"] == [{"key": "gpu"}]
+    assert spec["restartPolicy"] == "Never"
+    assert rendered(group(restartPolicy="OnFailure"))["spec"]["restartPolicy"] == "OnFailure"
+
+
+def test_the_pod_is_the_groups_and_waits_for_its_gate() -> None:
+    pod = rendered(group(readinessGates=[{"conditionType": "own/gate"}]))
+    (owner,) = pod["metadata"]["ownerReferences"]
+    assert (owner["uid"], owner["controller"]) == ("uid-1", True)
+    gates = [gate["conditionType"] for gate in pod["spec"]["readinessGates"]]
+    assert gates == ["own/gate", contract.READINESS_GATE]
+
+
+def test_failures_are_written_on_the_next_pod() -> None:
+    assert rendered(group(), failures=2)["metadata"]["annotations"][contract.ANNOTATION_FAILURES] == "2"
+    assert contract.ANNOTATION_FAILURES not in rendered(group())["metadata"]["annotations"]
+
+
+def test_the_hash_is_that_of_the_template_as_written() -> None:
+    first, second = group(), group(priorityClassName="high")
+    hashes = [render.template_hash(g.roles()["worker"][1]) for g in (first, group(), second)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert rendered(first)["metadata"]["labels"][contract.LABEL_TEMPLATE_HASH] == hashes[0]
+
+
+def test_rendering_does_not_touch_the_group() -> None:
+    wanted = group(volumes=[{"name": "data", "emptyDir": {}}])
+    assert rendered(wanted) == rendered(wanted)
+
+
+def test_the_secret_is_no_one_elses_to_change() -> None:
+    secret = render.secret(group(), "uid-1", "s3cret")
+    assert secret["immutable"]
+    assert secret["stringData"] == {"secret": "s3cret"}
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
+
+
+def test_the_budget_keeps_the_least() -> None:
+    budget = render.disruption_budget(group(), "uid-1")
+    assert budget["spec"]["minAvailable"] == 1
+    labels = rendered(group())["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert all(
+        part.split("=")[1] == labels[part.split("=")[0]] for part in render.selector(group()).split(",")
+    )
