@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := worker tests benchmarks examples
+SOURCES := worker operator tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-chaos test-cluster demo-cluster test-matrix check format exports bench lock clean
+.PHONY: help run test test-chaos test-cluster demo-cluster test-matrix check format exports crd bench lock clean
 
 help:
 	@echo "make run          the main job: a parameter server and elastic trainers on this machine, with a kill"
@@ -20,6 +20,7 @@ help:
 	@echo "make check        format, lint, types, layers, public names"
 	@echo "make bench        beside torch RPC and a bare socket, in one run"
 	@echo "make format       format the code;  make exports  accept changed public names"
+	@echo "make crd          write manifests/crd.yaml anew from the model"
 	@echo "make lock         resolve requirements/dev.txt anew;  make clean  remove .venv and caches"
 
 run: $(READY)
@@ -46,7 +47,7 @@ check: $(READY)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m pytest tests/test_exports.py tests/test_layers.py tests/test_mirror.py
+	@$(BIN)/python -m pytest tests/test_exports.py tests/test_layers.py tests/test_mirror.py tests/operator/test_crd.py
 
 format: $(READY)
 	@$(BIN)/ruff format $(SOURCES)
@@ -54,6 +55,9 @@ format: $(READY)
 
 exports: $(READY)
 	@$(BIN)/python tests/test_exports.py
+
+crd: $(READY)
+	@$(BIN)/python -m rpcgroup_operator.crd > manifests/crd.yaml
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
