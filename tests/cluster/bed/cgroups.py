@@ -19,7 +19,7 @@ PREFIX: Final = "rpcgroup-bed-"
 
 @contextlib.contextmanager
 def cgroup() -> Iterator[str]:
-    """The name of a new group that exists in every hierarchy; it must be empty of processes at the end."""
+    """The name of a new group that exists in every hierarchy; no process may be in it at the end."""
     for hierarchy in _hierarchies():
         for left in hierarchy.glob(f"{PREFIX}*"):
             if not Path("/proc", left.name.removeprefix(PREFIX)).exists():
@@ -27,9 +27,9 @@ def cgroup() -> Iterator[str]:
     name = f"{PREFIX}{os.getpid()}"
     for hierarchy in _hierarchies():
         (hierarchy / name).mkdir()
-        for mask in ("cpuset.cpus", "cpuset.mems"):  # empty ones of version 1 refuse every process
-            if hierarchy.name == "cpuset":
-                (hierarchy / name / mask).write_text((hierarchy / mask).read_text())
+    for mask in ("cpuset.cpus", "cpuset.mems"):  # empty, those of version 1 refuse every process
+        if (ROOT / "cpuset").exists():
+            (ROOT / "cpuset" / name / mask).write_text((ROOT / "cpuset" / mask).read_text())
     try:
         yield name
     finally:
@@ -38,10 +38,10 @@ def cgroup() -> Iterator[str]:
 
 
 def _hierarchies() -> list[Path]:
-    """Of version 1, one for each controller; with version 2 alone there is one for all."""
+    """Of version 1, one for each controller, and beside them `unified`; with version 2 alone there is but one."""
     if (ROOT / "cgroup.controllers").exists():
         return [ROOT]
-    return [path for path in ROOT.iterdir() if path.is_dir() and path.name != "unified"]
+    return [path for path in ROOT.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
 def _remove(group: Path) -> None:

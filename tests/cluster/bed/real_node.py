@@ -30,8 +30,7 @@ SOCKET: Final = "/run/containerd/containerd.sock"
 PAUSE_IMAGE: Final = "rpcgroup.test/pause:1"
 CNI: Final = Path("/usr/lib/cni")
 TEMPLATES: Final = Path(__file__).with_name("node")
-NEEDED: Final = {"containerd": "containerd", "runc": "runc", "ip": "iproute2", "nft": "nftables"}
-"""Programs and the Debian packages that have them."""
+NEEDED: Final = ("containerd", "ctr", "runc", "ip", "nft", "mount", "nsenter")
 
 KERNEL: Final = {
     "vm/overcommit_memory": "1",
@@ -50,13 +49,12 @@ class RequirementError(Exception):
 
 def check_requirements() -> None:
     """Raises `RequirementError`."""
-    missing = [package for program, package in NEEDED.items() if shutil.which(program) is None]
+    missing = [program for program in NEEDED if shutil.which(program) is None]
     if not CNI.joinpath("bridge").exists():
-        missing.append("containernetworking-plugins")
+        missing.append(f"{CNI}/bridge")
     if missing:
         raise RequirementError(
-            "real pods need more of this machine; do: apt-get install -y --no-install-recommends "
-            + " ".join(missing)
+            f"real pods need {', '.join(missing)}, not found here; on Debian do: tests/cluster/install.sh (as root)"
         )
     if os.geteuid() != 0:
         raise RequirementError("real pods need root, to make namespaces and mounts")
