@@ -114,7 +114,7 @@ CONTRADICTIONS = {
         'spec.successPolicy.role: expected "worker" or the name of one of spec.roles, got "servr"'
     ),
     ("deviceMaps: [{from: a, to: worker, devices: {}}]",): (
-        'spec.deviceMaps: expected as every from "worker" or the name of one of spec.roles, got "a"'
+        'spec.deviceMaps: expected each from to be "worker" or the name of one of spec.roles, got "a"'
     ),
     (f"roles: [{{name: a, template: {TEMPLATE}}}, {{name: a, template: {TEMPLATE}}}]",): (
         'spec.roles[1]: expected another name than any entry before it has, got "a" again'

@@ -185,7 +185,7 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         of=RPCGroupSpec,
         field="deviceMaps",
-        expected=f"as every from {A_ROLE}",
+        expected=f"each from to be {A_ROLE}",
         found=unknown_callers,
         kept=f"!has(self.deviceMaps) || self.deviceMaps.all(m, {is_role('m.from')})",
         got=f'"{{self.deviceMaps.filter(m, !{is_role("m.from")})[0].from}}"',
@@ -193,7 +193,7 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         of=RPCGroupSpec,
         field="deviceMaps",
-        expected=f"as every to {A_ROLE}",
+        expected=f"each to to be {A_ROLE}",
         found=unknown_callees,
         kept=f"!has(self.deviceMaps) || self.deviceMaps.all(m, {is_role('m.to')})",
         got=f'"{{self.deviceMaps.filter(m, !{is_role("m.to")})[0].to}}"',
