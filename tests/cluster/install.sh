@@ -1,7 +1,11 @@
 #!/bin/sh
 # Installs what the test cluster's real pods need of a Debian machine: ./install.sh, as root. Nothing is started.
 set -eu
-if command -v containerd runc ip nft > /dev/null && [ -x /usr/lib/cni/bridge ]; then
+complete=yes
+for program in containerd runc ip nft /usr/lib/cni/bridge; do
+    command -v "$program" > /dev/null || complete=no
+done
+if [ $complete = yes ]; then
     exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
