@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Final
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.namespaces import first_process
 from tests.cluster.bed.process import Program
-from tests.cluster.bed.real_node import check_requirements
+from tests.cluster.bed.real_node import check_requirements, import_command
 from tests.cluster.bed.serve import READY
 
 __all__ = ["RealCluster", "inside"]
@@ -49,6 +50,10 @@ class RealCluster:
     def kill(self) -> None:
         """End it as a killed test run does."""
         self._server.kill()
+
+    def load(self, image: Path) -> None:
+        """Give the node an image from its OCI archive; pods name it by the name in there."""
+        subprocess.run(self.inside(*import_command(image)), check=True, capture_output=True, timeout=120)
 
     def inside(self, *command: str) -> list[str]:
         """The command line that runs `command` where pods have addresses and Services have names."""

@@ -19,7 +19,15 @@ from tests.cluster.bed.control_plane import SERVICES, ControlPlane
 from tests.cluster.bed.image import write_image
 from tests.cluster.bed.process import Program
 
-__all__ = ["ADDRESS", "NODE", "RealNode", "RequirementError", "check_requirements", "prepare_machine"]
+__all__ = [
+    "ADDRESS",
+    "NODE",
+    "RealNode",
+    "RequirementError",
+    "check_requirements",
+    "import_command",
+    "prepare_machine",
+]
 
 NODE: Final = "real-0"
 ADDRESS: Final = "10.88.0.1"
@@ -58,6 +66,11 @@ def check_requirements() -> None:
         )
     if os.geteuid() != 0:
         raise RequirementError("real pods need root, to make namespaces and mounts")
+
+
+def import_command(image: Path) -> list[str]:
+    """What gives the node an image from its OCI archive; runs in the node's namespaces."""
+    return ["ctr", "-a", SOCKET, "-n", "k8s.io", "images", "import", str(image)]
 
 
 def prepare_machine(folder: Path) -> None:
@@ -115,7 +128,7 @@ class RealNode:
             pause = self._folder / "pause.tar"
             write_image(pause, PAUSE_IMAGE, {"pause": self._plane.programs / "pause"}, entrypoint=["/pause"])
             for image in (pause, *self._images):
-                _run("ctr", "-a", SOCKET, "-n", "k8s.io", "images", "import", str(image))
+                _run(*import_command(image))
             self.kubelet.start()
             for program in self._others:
                 program.start()
