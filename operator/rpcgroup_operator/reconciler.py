@@ -99,8 +99,11 @@ class Reconciler:
         failures = {p.name: p.failures for p in observed}
         await self._all(self._apply(group, group.spec, a, failures, now) for a in planned.actions)
         wait = await self._report(group, group.spec, planned, observed, now)
-        times = [RESYNC, wait, planned.wake_at - now if planned.wake_at else None]
-        return max(0.0, min(t for t in times if t is not None))
+        if planned.at_rest and planned.expires_at is not None and now >= planned.expires_at:
+            await self._api.delete(paths.group(*key), uid=group.uid)
+            return None
+        times = [t - now for t in (planned.wake_at, planned.expires_at) if t is not None]
+        return max(0.0, min([RESYNC, *times] if wait is None else [RESYNC, wait, *times]))
 
     def _observe(self, group: Group, spec: RPCGroup) -> list[ObservedPod]:
         hashes = self._template_hashes(group, spec)

@@ -418,3 +418,16 @@ class RandomHistories(RuleBasedStateMachine):
 
 RandomHistories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestRandomHistories = RandomHistories.TestCase
+
+
+def test_a_group_that_has_ended_expires_when_it_says() -> None:
+    done = [pod(0, SUCCEEDED)]
+    first = plan(group(1, ttlSecondsAfterFinished=60), done, {}, NOW)
+    assert first.expires_at == NOW + 60
+    later = plan(group(1, ttlSecondsAfterFinished=60), done, {}, NOW + 30, first.status)
+    assert later.expires_at == NOW + 60, "from its end, not from the last look"
+    assert plan(group(1), done, {}, NOW).expires_at is None
+    assert (
+        plan(group(1, ttlSecondsAfterFinished=60), [pod(0, READY)], members("g-worker-0"), NOW).expires_at
+        is None
+    )

@@ -74,6 +74,19 @@ def test_degraded_names_the_failed() -> None:
     assert "g-worker-1" in condition.message
 
 
+def test_below_the_least_number_is_degraded_only_after_it_was_reached() -> None:
+    wanted = group(2, minReplicas=2)
+    coming = status_of(wanted, pods(READY, RUNNING), {}, None, now=1.0, previous=None)
+    assert reason(coming, "Degraded") == (False, "AllHealthy")
+    there = status_of(wanted, pods(READY, READY), {}, None, now=2.0, previous=coming)
+    fallen = status_of(wanted, pods(READY, RUNNING), {}, None, now=3.0, previous=there)
+    assert reason(fallen, "Degraded") == (True, "BelowMinReplicas")
+    still = status_of(wanted, pods(RUNNING, RUNNING), {}, None, now=4.0, previous=fallen)
+    assert reason(still, "Degraded") == (True, "BelowMinReplicas"), "as long as it lasts"
+    back = status_of(wanted, pods(READY, READY), {}, None, now=5.0, previous=still)
+    assert reason(back, "Degraded") == (False, "AllHealthy")
+
+
 def test_suspended_once_nothing_runs() -> None:
     assert reason(status(group(1, suspend=True), DRAINING), "Suspended") == (False, "Suspending")
     assert reason(status(group(1, suspend=True)), "Suspended") == (True, "Suspended")

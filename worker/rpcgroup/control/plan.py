@@ -65,11 +65,15 @@ Action = Create | Drain | Evict | Delete | Restart
 
 @dataclass(frozen=True)
 class Plan:
-    """`wake_at` is the unix time at which the passing of time alone changes the plan."""
+    """`wake_at` is the unix time at which the passing of time alone changes the plan.
+
+    `expires_at` is when a group that has ended is to be deleted: `ttlSecondsAfterFinished` after its end.
+    """
 
     actions: tuple[Action, ...]
     status: GroupStatus
     wake_at: float | None
+    expires_at: float | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -123,7 +127,7 @@ def plan(
         for pod in leaving:
             actions.append(farewell(pod, members, now + grace(template), reason, now))
     status = status_of(group, pods, members, outcome, now, previous)
-    return Plan(tuple(actions), status, wake_at(pods, now))
+    return Plan(tuple(actions), status, wake_at(pods, now), expires_at(group, status))
 
 
 def outcome_of(group: RPCGroup, pods: Sequence[ObservedPod]) -> Outcome | None:
@@ -210,6 +214,12 @@ def restart_time(pod: ObservedPod) -> float:
 def grace(template: PodTemplate | None) -> float:
     """Seconds; of a role that the group no longer has, Kubernetes' default."""
     return float(template.spec.termination_grace_period_seconds) if template else 30.0
+
+
+def expires_at(group: RPCGroup, status: GroupStatus) -> float | None:
+    ttl = group.spec.ttl_seconds_after_finished
+    end = status.condition(status.outcome.value) if status.outcome else None
+    return end.since + ttl if end is not None and ttl is not None else None
 
 
 def wake_at(pods: Iterable[ObservedPod], now: float) -> float | None:

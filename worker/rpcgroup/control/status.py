@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rpcgroup.contract import DEFAULT_ROLE
 from rpcgroup.control.lifecycle import ALIVE, WANTED, PodState
@@ -13,6 +13,9 @@ from rpcgroup.control.model import RPCGroup
 from rpcgroup.control.pod import ObservedPod
 
 __all__ = ["Condition", "GroupStatus", "MemberStatus", "Outcome", "status_of"]
+
+
+BELOW_MIN_REPLICAS: Final = "BelowMinReplicas"
 
 
 class Outcome(str, enum.Enum):
@@ -104,7 +107,7 @@ def status_of(
     findings = [
         available(group, pods),
         progressing(group, pods, outcome),
-        degraded(pods),
+        degraded(group, pods, previous),
         suspended(group, pods),
         *ended(group, pods, outcome),
     ]
@@ -148,11 +151,25 @@ def progressing(group: RPCGroup, pods: Sequence[ObservedPod], outcome: Outcome |
     return "Progressing", False, "AllReady" if outcome is None else outcome.value, "nothing changes"
 
 
-def degraded(pods: Sequence[ObservedPod]) -> Finding:
+def degraded(group: RPCGroup, pods: Sequence[ObservedPod], previous: GroupStatus | None) -> Finding:
+    """Pods have failed, or a group that had its least number has it no more; it lives on in both cases."""
     failed = sorted(p.name for p in pods if p.state is PodState.FAILED)
     if failed:
         return "Degraded", True, "UnhealthyMembers", "failed: " + ", ".join(failed)
+    least = group.spec.min_replicas
+    ready = sum(p.role == DEFAULT_ROLE and p.state in (PodState.READY, PodState.SUCCEEDED) for p in pods)
+    if ready < least and not group.spec.suspend and had_enough(previous):
+        return "Degraded", True, BELOW_MIN_REPLICAS, f"{DEFAULT_ROLE}: {ready} ready, minReplicas is {least}"
     return "Degraded", False, "AllHealthy", "no pod has failed"
+
+
+def had_enough(previous: GroupStatus | None) -> bool:
+    """Before that a group is only on its way up."""
+    if previous is None:
+        return False
+    available, before = previous.condition("Available"), previous.condition("Degraded")
+    fell = before is not None and before.status and before.reason == BELOW_MIN_REPLICAS
+    return fell or (available is not None and available.status)
 
 
 def suspended(group: RPCGroup, pods: Sequence[ObservedPod]) -> Finding:
