@@ -36,7 +36,9 @@ class ImageError(Exception):
 
 
 def build_image(dockerfile: Path, context: Path, name: str, archive: Path) -> None:
-    """Write the OCI archive of an image `name`, with its tag. `RUN` reaches the network as this machine does.
+    """Write the archive of an image `name`, with its tag, as `RealCluster.load` takes it.
+
+    `RUN` reaches the network as this machine does.
 
     Raises `ImageError`, or `RequirementError` for what the machine lacks.
     """
@@ -52,7 +54,9 @@ def build_image(dockerfile: Path, context: Path, name: str, archive: Path) -> No
             *("--volume", "/etc/ssl/certs:/etc/ssl/certs:ro", "--volume", f"{settings}:/etc/pip.conf:ro"),
             *("--file", str(dockerfile), "--tag", name, str(context)),
         )
-        _buildah("push", "--disable-compression", name, f"oci-archive:{archive}:{name}")
+    # Not an OCI archive, which buildah compresses: that takes longer than the rest.
+    _buildah("push", name, f"docker-archive:{archive}:{name}")
+    _buildah("rmi", name)
 
 
 def _check_requirements() -> None:

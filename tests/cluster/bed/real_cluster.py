@@ -52,7 +52,7 @@ class RealCluster:
         self._server.kill()
 
     def load(self, image: Path) -> None:
-        """Give the node an image from its OCI archive; pods name it by the name in there."""
+        """Give the node an image from its archive; pods name it by the name in there."""
         subprocess.run(self.inside(*import_command(image)), check=True, capture_output=True, timeout=120)
 
     def inside(self, *command: str) -> list[str]:

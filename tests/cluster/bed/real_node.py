@@ -69,7 +69,7 @@ def check_requirements() -> None:
 
 
 def import_command(image: Path) -> list[str]:
-    """What gives the node an image from its OCI archive; runs in the node's namespaces."""
+    """What gives the node an image from its archive (Docker's or OCI's); runs in the node's namespaces."""
     return ["ctr", "-a", SOCKET, "-n", "k8s.io", "images", "import", str(image)]
 
 
@@ -97,7 +97,7 @@ class RealNode:
     """
 
     def __init__(self, plane: ControlPlane, cgroup: str, images: Sequence[Path] = ()) -> None:
-        """`cgroup` exists in every hierarchy; `images` are OCI archives that pods can name."""
+        """`cgroup` exists in every hierarchy; `images` are archives that pods can name."""
         self._plane = plane
         self._folder = plane.folder / "node"
         self._images = images
