@@ -21,7 +21,8 @@ from rpcgroup_operator.settings import Settings
     "--leader-elect/--no-leader-elect", default=True, help="Wait for a Lease before doing anything."
 )
 @click.option("--lease-namespace", default="", help="Of the Lease; default: that of the operator's pod.")
-@click.option("--liveness-port", default=8080)
+@click.option("--liveness-port", default=8080, help="Of /healthz.")
+@click.option("--metrics-port", default=9090, help="Of /metrics, for Prometheus.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 def main(
     etcd: str,
@@ -31,6 +32,7 @@ def main(
     leader_elect: bool,
     lease_namespace: str,
     liveness_port: int,
+    metrics_port: int,
     log_level: str,
 ) -> None:
     """Reconcile RPCGroup resources into pods."""
@@ -46,6 +48,7 @@ def main(
         leader_election=leader_elect,
         lease_namespace=lease_namespace,
         liveness_port=liveness_port,
+        metrics_port=metrics_port,
     )
     asyncio.run(run(settings))
 

@@ -19,6 +19,7 @@ from rpcgroup_operator.api import KubeApi
 from rpcgroup_operator.events import Events
 from rpcgroup_operator.leader import Election
 from rpcgroup_operator.members import GroupKey, Members
+from rpcgroup_operator.metrics import Metrics
 from rpcgroup_operator.reconciler import Reconciler
 from rpcgroup_operator.render import Rendezvous
 from rpcgroup_operator.settings import Settings
@@ -49,7 +50,10 @@ async def run(settings: Settings) -> None:
         members = Members(EtcdClient(settings.etcd, EtcdCredentials.from_env()), wake)
         stack.callback(members.close)
         events = Events(api, settings.identity)
-        reconciler = Reconciler(api, members, store, Rendezvous(settings.rendezvous), events)
+        metrics = Metrics()
+        metrics.count_groups(lambda: len(store.groups))
+        stack.enter_context(metrics.serve(settings.metrics_port))
+        reconciler = Reconciler(api, members, store, Rendezvous(settings.rendezvous), events, metrics)
         synced = asyncio.Event()
 
         async def work() -> None:
@@ -57,6 +61,7 @@ async def run(settings: Settings) -> None:
             await members.listed.wait()
             queue = WorkQueue(reconciler.reconcile, settings.workers)
             woken.append(queue)
+            metrics.leading.set(1)
             for key in list(store.groups):
                 queue.add(key)
             await queue.run()

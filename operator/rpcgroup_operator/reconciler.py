@@ -24,6 +24,7 @@ from rpcgroup_operator import paths, render
 from rpcgroup_operator.api import ApiError, KubeApi
 from rpcgroup_operator.events import Events
 from rpcgroup_operator.members import GroupKey, Members
+from rpcgroup_operator.metrics import Metrics
 from rpcgroup_operator.pods import Pod, joined_condition, observe
 from rpcgroup_operator.status import rfc3339, status_from, status_to
 from rpcgroup_operator.store import Group, Store
@@ -43,13 +44,20 @@ _log = logging.getLogger(__name__)
 
 class Reconciler:
     def __init__(
-        self, api: KubeApi, members: Members, store: Store, rendezvous: render.Rendezvous, events: Events
+        self,
+        api: KubeApi,
+        members: Members,
+        store: Store,
+        rendezvous: render.Rendezvous,
+        events: Events,
+        metrics: Metrics,
     ) -> None:
         self._api = api
         self._members = members
         self._store = store
         self._rendezvous = rendezvous
         self._events = events
+        self._metrics = metrics
         self._requests = asyncio.Semaphore(REQUESTS)
         self._equipped: dict[GroupKey, tuple[str, int]] = {}
         """Groups whose secret and budget are made, by UID and generation."""
@@ -61,7 +69,8 @@ class Reconciler:
     async def reconcile(self, key: GroupKey) -> float | None:
         """Seconds after which to look again. Raises what went wrong; the next run starts from what is then."""
         try:
-            return await self._reconcile(key)
+            with self._metrics.reconcile():
+                return await self._reconcile(key)
         except asyncio.CancelledError:
             raise
         except Exception as exc:
@@ -231,6 +240,7 @@ class Reconciler:
     async def _apply(
         self, group: Group, spec: RPCGroup, action: Action, failures: Mapping[str, int], now: float
     ) -> None:
+        self._metrics.actions.labels(type(action).__name__.lower()).inc()
         match action:
             case Create():
                 await self._create(group, spec, action, 0)

@@ -27,6 +27,7 @@ class Settings:
     lease_name: str = "rpcgroup-operator"
     lease_namespace: str = ""
     liveness_port: int = 8080
+    metrics_port: int = 9090
     identity: str = field(default_factory=lambda: os.environ.get("POD_NAME", socket.gethostname()))
 
     @property
