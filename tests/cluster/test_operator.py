@@ -9,6 +9,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 
 from rpcgroup import contract
 from rpcgroup.local.etcd_server import EtcdServer
+from rpcgroup.membership.etcd.client import EtcdClient
+from rpcgroup.membership.etcd.messages import RANGE, RangeRequest, prefix_end
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.process import Program, free_port
 from tests.cluster.bed.simulated_nodes import SimulatedNodes
@@ -137,7 +140,9 @@ def group(access: Access, namespace: str, until: Until, operator: Program) -> Gr
     return Group(access, namespace, until)
 
 
-def test_a_group_comes_scales_and_goes(group: Group, workers: SimulatedWorkers, until: Until) -> None:
+def test_a_group_comes_scales_and_goes(
+    group: Group, workers: SimulatedWorkers, access: Access, namespace: str, etcd: EtcdServer, until: Until
+) -> None:
     group.apply()
     three = group.settle()
     group.scale(5)
@@ -147,6 +152,10 @@ def test_a_group_comes_scales_and_goes(group: Group, workers: SimulatedWorkers, 
     assert workers.not_deregistered == []
     group.delete()
     until(lambda: not group.pods())
+    prefix = contract.group_prefix(namespace, "g").encode()
+    with closing(EtcdClient([etcd.endpoint])) as client:
+        until(lambda: client.call(RANGE, RangeRequest(prefix, prefix_end(prefix))).kvs == [])
+    until(lambda: not access.get("secret,poddisruptionbudget", f"--namespace={namespace}")["items"])
 
 
 def test_a_worker_that_dies_is_replaced_and_nobody_else_is_touched(
