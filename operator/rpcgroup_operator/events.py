@@ -15,8 +15,8 @@ from rpcgroup_operator.store import Group
 
 __all__ = ["Events"]
 
-WAITING: Final = 1000
-"""Events not yet written; more than that in a burst are dropped, the log has them."""
+NOTES: Final = 10
+"""Named in one Event; of more it says how many."""
 MESSAGE_LIMIT: Final = 1024
 """Characters: the API server's own."""
 
@@ -24,10 +24,15 @@ _log = logging.getLogger(__name__)
 
 
 class Events:
+    """What is said of one group for one reason while the writer is busy becomes one Event: a thousand pods, a few."""
+
     def __init__(self, api: KubeApi, instance: str) -> None:
         self._api = api
         self._instance = instance
-        self._queue: asyncio.Queue[tuple[str, Object]] = asyncio.Queue(WAITING)
+        self._waiting: dict[
+            tuple[str, str, str], tuple[Group, list[str]]
+        ] = {}  # bounded by groups and reasons
+        self._some = asyncio.Event()
 
     def normal(self, group: Group, reason: str, note: str) -> None:
         self._put(group, "Normal", reason, note)
@@ -38,16 +43,25 @@ class Events:
     async def run(self) -> None:
         """Writes them one after the other, until it is cancelled."""
         while True:
-            path, body = await self._queue.get()
+            await self._some.wait()
+            (uid, kind, reason), (group, notes) = next(iter(self._waiting.items()))
+            del self._waiting[uid, kind, reason]
+            if not self._waiting:
+                self._some.clear()
             try:
-                await self._api.create(path, body)
+                body = self._event(group, kind, reason, merged(notes))
+                await self._api.create(paths.events(group.key[0]), body)
             except Exception as exc:
                 _log.debug("an event was not written: %s", exc)
 
     def _put(self, group: Group, kind: str, reason: str, note: str) -> None:
+        _log.info("%s/%s %s: %s", *group.key, reason, note)
+        self._waiting.setdefault((group.uid, kind, reason), (group, []))[1].append(note)
+        self._some.set()
+
+    def _event(self, group: Group, kind: str, reason: str, note: str) -> Object:
         namespace, name = group.key
-        _log.info("%s/%s %s: %s", namespace, name, reason, note)
-        body = {
+        return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"name": f"{name}.{secrets.token_hex(6)}", "namespace": namespace},
@@ -55,7 +69,7 @@ class Events:
             "type": kind,
             "reason": reason,
             "action": reason,
-            "note": note[:MESSAGE_LIMIT],
+            "note": note,
             "reportingController": "rpcgroup.dev/operator",
             "reportingInstance": self._instance,
             "regarding": {
@@ -66,7 +80,8 @@ class Events:
                 "uid": group.uid,
             },
         }
-        try:
-            self._queue.put_nowait((paths.events(namespace), body))
-        except asyncio.QueueFull:
-            pass
+
+
+def merged(notes: list[str]) -> str:
+    more = f"; and {len(notes) - NOTES} more" if len(notes) > NOTES else ""
+    return "; ".join(notes[:NOTES])[: MESSAGE_LIMIT - len(more)] + more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -45,14 +44,18 @@ class Rendezvous:
 
 def template_hash(template: PodTemplate) -> str:
     """Of the template as it was written: what a webhook adds to a pod starts no rollout."""
-    written = template.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(as_written(template), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def as_written(template: PodTemplate) -> Object:
+    """A new copy each time."""
+    return template.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def pod(group: RPCGroup, owner_uid: str, create: Create, rendezvous: Rendezvous, failures: int = 0) -> Object:
     """The pod for a place in the group. What the template says stands; only what the worker needs is added."""
     template = group.roles()[create.role][1]
-    rendered = copy.deepcopy(template.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    rendered = as_written(template)
     spec: Object = rendered["spec"]
     written: Object = rendered.get("metadata") or {}
     annotations = dict(written.get("annotations") or {})
