@@ -8,19 +8,20 @@ READY := $(VENV)/.ready
 SOURCES := worker operator tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-chaos test-cluster demo-cluster test-matrix check format exports crd bench lock clean
+.PHONY: help run test test-chaos test-cluster demo-cluster test-matrix check format exports crd install-manifest bench lock clean
 
 help:
 	@echo "make run          the main job: a parameter server and elastic trainers on this machine, with a kill"
 	@echo "make test         the whole test suite"
 	@echo "make test-chaos   random joins, leaves, drains and kills; an etcd outage"
 	@echo "make test-cluster a real Kubernetes from source (needs Go; built once, about 10 minutes), and its tests"
-	@echo "make demo-cluster the same Kubernetes with simulated nodes, to try things by hand"
+	@echo "make demo-cluster the digits job as real pods on it, with a kill (needs root)"
 	@echo "make test-matrix  a smoke selection on the oldest and the newest Python and torch"
 	@echo "make check        format, lint, types, layers, public names"
 	@echo "make bench        beside torch RPC and a bare socket, in one run"
 	@echo "make format       format the code;  make exports  accept changed public names"
 	@echo "make crd          write manifests/crd.yaml anew from the model"
+	@echo "make install-manifest  write manifests/install.yaml anew from the chart (needs what test-cluster builds)"
 	@echo "make lock         resolve requirements/dev.txt anew;  make clean  remove .venv and caches"
 
 run: $(READY)
@@ -37,7 +38,7 @@ test-cluster: $(READY)
 	@$(BIN)/python -m pytest tests/cluster
 
 demo-cluster: $(READY)
-	@$(BIN)/python -m tests.cluster.bed up --kwok
+	@$(BIN)/python -m tests.cluster.digits
 
 test-matrix: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/matrix.sh
@@ -58,6 +59,11 @@ exports: $(READY)
 
 crd: $(READY)
 	@$(BIN)/python -m rpcgroup_operator.crd > manifests/crd.yaml
+	@cp manifests/crd.yaml charts/rpcgroup/files/crd.yaml
+
+install-manifest: $(READY)
+	@$(BIN)/python -m tests.cluster.install_manifest > manifests/install.yaml.new
+	@mv manifests/install.yaml.new manifests/install.yaml
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -125,7 +125,8 @@ class ControlPlane:
             f"--service-account-signing-key-file={self.keys / certificates.SERVICE_ACCOUNT_KEY}",
             "--authorization-mode=Node,RBAC",
             f"--token-auth-file={self.keys / 'tokens.csv'}",
-            "--enable-admission-plugins=NodeRestriction",
+            # The second is not everywhere, and where it is, who makes objects with owners needs more rights.
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             "--allow-privileged",
             "--profiling=false",
             health=f"{self.server}/readyz",
