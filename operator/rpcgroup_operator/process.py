@@ -105,6 +105,7 @@ async def _watch(registry: kopf.OperatorRegistry, settings: Settings) -> None:
     await kopf.operator(
         registry=registry,
         standalone=True,
+        identity=settings.identity,  # type: ignore[arg-type]  # else of the user's name, and a container's has none
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         liveness_endpoint=f"http://0.0.0.0:{settings.liveness_port}/healthz",

@@ -255,7 +255,7 @@ def test_each_is_in_the_table(release: Access) -> None:
 
 @pytest.mark.parametrize("right", RIGHTS, ids=str)
 def test_none_is_too_much(right: Right, release: Access, group: Group, until: Until, tmp_path: Path) -> None:
-    refusal = right.refusal or f'cannot {right.verb} resource \\?"{right.resource}\\?"'
+    refusal = right.refusal or rf'cannot {right.verb} resource \\*"{right.resource}\\*"'
     with without(right, release, until), operator(release, tmp_path) as program:
         right.use(group)
         until(lambda: any(re.search(refusal, line) for line in refusals(program)))
