@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from tests.cluster.bed import programs
 from tests.cluster.bed.access import Access, CommandError
-from tests.cluster.bed.installation import install, of_this_machine
+from tests.cluster.bed.installation import installed, of_this_machine
 from tests.cluster.bed.real_cluster import RealCluster
 
 __all__ = ["Digits", "main"]
@@ -109,7 +109,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rpcgroup-demo-")))
         access = stack.enter_context(RealCluster(folder, found)).access
         say(f"a cluster runs: export KUBECONFIG={access.kubeconfig} PATH={found}:$PATH")
-        install(access, found)
+        stack.enter_context(installed(access, found))
         say("the operator is available")
         accuracy = Digits(access, "default", say).run()
         say(f"done: accuracy {accuracy:g}%")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.bed.installation import install
+from tests.cluster.bed.installation import installed
 from tests.cluster.bed.real_cluster import RealCluster
 from tests.cluster.digits import TARGET, Digits
 
@@ -15,5 +15,5 @@ from tests.cluster.digits import TARGET, Digits
 def test_the_digits_job_ends_well_through_scaling_and_a_kill(
     real_cluster: RealCluster, real_namespace: str, programs: Path
 ) -> None:
-    install(real_cluster.access, programs)
-    assert Digits(real_cluster.access, real_namespace, print).run() >= 100 * TARGET
+    with installed(real_cluster.access, programs):
+        assert Digits(real_cluster.access, real_namespace, print).run() >= 100 * TARGET

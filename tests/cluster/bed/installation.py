@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,15 +13,16 @@ import yaml
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.host_python import on_this_machine
 
-__all__ = ["NAMESPACE", "install", "of_this_machine"]
+__all__ = ["NAMESPACE", "installed", "of_this_machine"]
 
 NAMESPACE: Final = "rpcgroup-system"
 DEFINITION: Final = Path(__file__).parents[3] / "manifests" / "crd.yaml"
 LIVENESS_PORT: Final = 8080
 
 
-def install(access: Access, programs: Path) -> None:
-    """Returns when the operator is available. Raises `CommandError`."""
+@contextlib.contextmanager
+def installed(access: Access, programs: Path) -> Iterator[None]:
+    """The operator is available in the block, and nothing of it is left after. Raises `CommandError`."""
     access.kubectl("apply", "--server-side", f"--filename={DEFINITION}")
     access.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"--filename={DEFINITION}")
     documents = [_namespace(), *_etcd(programs), *_operator()]
@@ -27,6 +30,11 @@ def install(access: Access, programs: Path) -> None:
     access.kubectl("apply", "--server-side", "--filename=-", input=json.dumps(listed))
     access.kubectl("rollout", "status", f"--namespace={NAMESPACE}", "--timeout=50s", "deployment/etcd")
     access.kubectl("rollout", "status", f"--namespace={NAMESPACE}", "--timeout=50s", "deployment/operator")
+    try:
+        yield
+    finally:
+        access.kubectl("delete", "clusterrolebinding", "rpcgroup-operator")
+        access.kubectl("delete", "namespace", NAMESPACE, "--timeout=50s")
 
 
 def of_this_machine(manifest: Path) -> dict[str, Any]:
