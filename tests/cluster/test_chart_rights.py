@@ -261,6 +261,19 @@ def test_none_is_too_much(right: Right, release: Access, group: Group, until: Un
         until(lambda: any(re.search(refusal, line) for line in refusals(program)))
 
 
+@pytest.mark.parametrize(("verb", "what"), [("list", "list"), ("watch", "watch for")])
+def test_none_is_too_much_for_some_namespaces(
+    verb: str, what: str, release: Access, namespace: str, etcd: EtcdServer, until: Until, tmp_path: Path
+) -> None:
+    right = Right(DISCOVERY, "namespaces", verb)
+    install(release, etcd, watchNamespaces=[namespace])
+    try:
+        with without(right, release, until), operator(release, tmp_path) as program:
+            until(lambda: f"Not enough permissions to {what} namespaces" in program.log.read_text())
+    finally:
+        install(release, etcd)
+
+
 @contextlib.contextmanager
 def without(right: Right, access: Access, until: Until) -> Iterator[None]:
     """The role without one verb; afterwards as it was."""
