@@ -35,7 +35,7 @@ test-chaos: $(READY)
 
 test-cluster: $(READY)
 	@$(BIN)/python -m tests.cluster.bed build
-	@$(BIN)/python -m pytest tests/cluster
+	@$(BIN)/python -m pytest tests/cluster -o faulthandler_timeout=3600
 
 demo-cluster: $(READY)
 	@$(BIN)/python -m tests.cluster.digits
