@@ -101,3 +101,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(module, name) if home else module
     globals()[name] = value  # the next look-up does not come here
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

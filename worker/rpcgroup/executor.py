@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupExecutor"]
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 QUEUE_LIMIT: Final = 100_000
 """Tasks that wait for a worker; `submit` raises beyond."""
@@ -58,6 +60,7 @@ class GroupExecutor(concurrent.futures.Executor):
         self._queue: deque[_Task] = deque()
         self._running = 0
         self._closed = False
+        self._said = False
         self._left = False
         """This worker has left the group."""
         self._idle = threading.Condition(self._lock)
@@ -164,8 +167,23 @@ class GroupExecutor(concurrent.futures.Executor):
                     f"{QUEUE_LIMIT} tasks are waiting for a worker: take results before submitting more"
                 )
             self._queue.append(task)
+            nobody = not self._free and not self._running
+        if nobody:
+            self._say_that_tasks_wait()
         self._dispatch()
         return task.future
+
+    def _say_that_tasks_wait(self) -> None:
+        """Once: a role may be misspelt, or its workers may be on their way."""
+        if not self._said:
+            self._said = True
+            roles = sorted({m.role for m in self._group.members() if m.name != self._group.name})
+            wanted = f"of role {self._role!r} " if self._role else ""
+            _log.warning(
+                "tasks wait: no other member %sis ready; roles that others have: %s",
+                wanted,
+                ", ".join(roles) or "none",
+            )
 
     def _dispatch(self) -> None:
         while True:

@@ -267,7 +267,7 @@ class Group:
         if change.member.name == self.name:
             return  # evicted by mistake: the seat puts the record back, and I know that I live
         if change.kind is ChangeKind.LEFT:
-            self.agent.remove_member(change.member, "has left the group")
+            self.agent.remove_member(change.member, "has left the group", in_order=True)
         elif change.kind is ChangeKind.DIED:
             self.agent.remove_member(change.member, "has died")
             _log.warning("%s has died", change.member.name)

@@ -19,7 +19,7 @@ import pytest
 
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.options import AgentOptions
-from rpcgroup.errors import PeerUnreachableError, RRefError, UnknownWorkerError
+from rpcgroup.errors import PeerUnreachableError, RRefError
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.transport.tcp import TcpTransport
 
@@ -203,7 +203,7 @@ def test_a_peer_that_comes_back_under_its_name(nursery: subprocess.Popen[str], a
     a.remove_member(b.record, "late news of its earlier life")
     assert a.rpc_sync("b", os.getpid) == again.pid
     a.remove_member(again.record, "has died")
-    with pytest.raises(UnknownWorkerError):
+    with pytest.raises(PeerUnreachableError):
         a.rpc_sync("b", os.getpid)
     again.kill()
 

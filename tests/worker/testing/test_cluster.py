@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from rpcgroup.errors import JoinError, UnknownWorkerError
+from rpcgroup.errors import DrainedError, JoinError
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.transport.memory import MemoryTransport
 
@@ -30,7 +30,7 @@ def test_members_come_and_go() -> None:
         cluster.join("c")
         cluster.evict("c")
         assert list(cluster) == ["a"]
-        with pytest.raises(UnknownWorkerError):
+        with pytest.raises(DrainedError, match=r"b has left the group, .* s ago"):
             cluster.agent("a").rpc_sync("b", operator.add, (1, 2))
 
 

@@ -25,7 +25,7 @@ from rpcgroup.agent.pool import Pool
 from rpcgroup.agent.reactor import Reactor
 from rpcgroup.agent.reference_port import ReferencePort
 from rpcgroup.agent.session import Session
-from rpcgroup.errors import NotInitializedError, PeerUnreachableError, UnknownWorkerError
+from rpcgroup.errors import DrainedError, NotInitializedError, PeerUnreachableError, UnknownWorkerError
 from rpcgroup.futures import Future
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.rref.context import RRefContext
@@ -49,7 +49,10 @@ WAIT_STEP: Final = 0.002
 CLOSE_SECONDS: Final = 1.0
 """For each of the agent's own threads to end."""
 
-Target = str | int | WorkerInfo
+DEPARTED_KEPT: Final = 1024
+"""Names of former members for whom a call is told what became of them."""
+
+Target = str | int | WorkerInfo | MemberRecord
 _PYTHON_CALL: Final = int(MessageType.PYTHON_CALL)
 _REMOTE_CALL: Final = int(MessageType.PYTHON_REMOTE_CALL)
 _log = logging.getLogger(__name__)
@@ -115,6 +118,8 @@ class Agent:
         """Connected links by what users call their peers; the hot path's only look-up."""
         self._sessions: dict[tuple[int, str], Session] = {}
         self._pid = os.getpid()
+        self._departed: dict[Any, tuple[bool, str, float]] = {}
+        """By names and ids that are nobody's any more: whether it left in order, what happened, when (monotonic)."""
         self.newest_incarnation = 0
         """Of all members ever seen: an older one that is not a member has left or died."""
         self._started = False
@@ -210,14 +215,23 @@ class Agent:
             )
         if os.getpid() != self._pid:
             raise NotInitializedError("this process was forked from a worker and has no RPC of its own")
-        peer = self._peers.get(to.name if isinstance(to, WorkerInfo) else to)
+        peer = self._peers.get(to.name if isinstance(to, WorkerInfo | MemberRecord) else to)
         if peer is None:
+            self._refuse_departed(to)
             names = sorted(p.name for key, p in list(self._peers.items()) if isinstance(key, str))
             known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise UnknownWorkerError(
                 f"no worker {to!r} in group {self.identity.group}; there are: {known or 'none'}"
             )
         return peer
+
+    def _refuse_departed(self, to: Target) -> None:
+        """Of a name that was a member's, what became of it; raises `DrainedError` or `PeerUnreachableError`."""
+        known = self._departed.get(to.name if isinstance(to, WorkerInfo | MemberRecord) else to)
+        if known is not None:
+            in_order, what, when = known
+            error = DrainedError if in_order else PeerUnreachableError
+            raise error(f"{what}, {time.monotonic() - when:.1f} s ago, and is no member now")
 
     def peer_of(self, incarnation: int) -> Peer | None:
         return self._peers.get(("incarnation", incarnation))
@@ -246,14 +260,21 @@ class Agent:
             self.chores.submit(partial(self.remove_member, known.record, why))
         self.newest_incarnation = max(self.newest_incarnation, record.incarnation)
         peer = Peer(self, record)
+        self._departed.pop(record.name, None)
+        self._departed.pop(record.id, None)
         for key in (record.name, record.id, ("incarnation", record.incarnation)):
             self._peers[key] = peer
 
-    def remove_member(self, record: MemberRecord, why: str) -> None:
-        """It left or died: pending and later calls fail, and what it held is reclaimed."""
+    def remove_member(self, record: MemberRecord, why: str, in_order: bool = False) -> None:
+        """It left (`in_order`) or died: pending and later calls fail, and what it held is reclaimed."""
         peer = self._peers.pop(("incarnation", record.incarnation), None)
         if peer is None:
             return
+        if self._peers.get(record.name) is peer:
+            for key in (record.name, record.id):
+                self._departed[key] = in_order, f"{record.name} {why}", time.monotonic()
+            while len(self._departed) > DEPARTED_KEPT:
+                del self._departed[next(iter(self._departed))]
         for key in (record.name, record.id):
             if self._peers.get(key) is peer:
                 del self._peers[key]

@@ -86,7 +86,10 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def cuda(_: Mapping[str, str]) -> Finding:
-    library = importlib.import_module("torch")
+    try:
+        library = importlib.import_module("torch")
+    except ImportError:
+        return Finding("cuda", WARN, "not looked for: that takes torch")
     if library.cuda.is_available():
         names = [library.cuda.get_device_name(i) for i in range(library.cuda.device_count())]
         return Finding("cuda", OK, f"{len(names)} devices: {', '.join(dict.fromkeys(names))}")

@@ -24,12 +24,19 @@ EVENTS_SHOWN = 8
 
 @click.command("top")
 @click.argument("group", required=False)
-@click.option("-n", "--interval", default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "-n",
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
 @click.option("-o", "--output", type=click.Choice(["live", "json"]), default="live", show_default=True)
 def command(group: str | None, interval: float, output: str) -> None:
     """Watch the workers of a running GROUP (the only one where none is named) until Ctrl-C or its end.
 
-    With `-o json` one line of JSON for each look.
+    With `-o json` one line of JSON for each look. Where there is no terminal, one table for each look.
     """
     socket = find_running(group).socket if group else only_running()
     looks = look(socket, interval)
@@ -37,7 +44,12 @@ def command(group: str | None, interval: float, output: str) -> None:
         for snapshot in looks:
             click.echo(json.dumps(snapshot))
         return
-    with Live(console=Console(), screen=True, auto_refresh=False) as live:
+    console = Console()
+    if not console.is_terminal:
+        for snapshot in looks:
+            console.print(picture(snapshot, EVENTS_SHOWN))
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         for snapshot in looks:
             live.update(picture(snapshot, EVENTS_SHOWN), refresh=True)
 

@@ -164,7 +164,8 @@ class LocalPod:
             self._on_event("succeeded" if self.state is PodState.SUCCEEDED else "drained")
         else:
             self._failed(now)
-            self._on_event(f"failed: {in_words(status)}")
+            often = f" ({self._failures} in a row)" if self._failures > 1 else ""
+            self._on_event(f"failed: {in_words(status)}{often}")
 
     def _failed(self, now: float) -> None:
         self._failures = failures_in_a_row(self._failures, now - self._started_at)

@@ -45,7 +45,7 @@ class MemberRecord:
     role: str = DEFAULT_ROLE
     id: int = -1
     incarnation: int = 0
-    token: str = ""
+    token: str = field(default="", repr=False)
     address: str = ""
     host: str = ""
     devices: tuple[str, ...] = ()
@@ -57,6 +57,10 @@ class MemberRecord:
     pod_uid: str = ""
     reason: str = ""
     protocol: int = PROTOCOL_VERSION
+
+    def __hash__(self) -> int:
+        """Of one life of one worker; the maps in it have none."""
+        return hash((self.name, self.incarnation))
 
     def to_json(self) -> bytes:
         raw = {name: getattr(self, name) for name in _FIELDS}
