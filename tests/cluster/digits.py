@@ -107,11 +107,11 @@ def main() -> None:
     found = programs.build()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rpcgroup-demo-")))
-        access = stack.enter_context(RealCluster(folder, found)).access
-        say(f"a cluster runs: export KUBECONFIG={access.kubeconfig} PATH={found}:$PATH")
-        stack.enter_context(installed(access, found))
+        cluster = stack.enter_context(RealCluster(folder, found))
+        say(f"a cluster runs: export KUBECONFIG={cluster.access.kubeconfig} PATH={found}:$PATH")
+        stack.enter_context(installed(cluster, found))
         say("the operator is available")
-        accuracy = Digits(access, "default", say).run()
+        accuracy = Digits(cluster.access, "default", say).run()
         say(f"done: accuracy {accuracy:g}%")
 
 

@@ -15,5 +15,5 @@ from tests.cluster.digits import TARGET, Digits
 def test_the_digits_job_ends_well_through_scaling_and_a_kill(
     real_cluster: RealCluster, real_namespace: str, programs: Path
 ) -> None:
-    with installed(real_cluster.access, programs):
+    with installed(real_cluster, programs):
         assert Digits(real_cluster.access, real_namespace, print).run() >= 100 * TARGET
