@@ -53,7 +53,7 @@ def install(access: Access, etcd: EtcdServer, **values: object) -> None:
         **values,
     }
     access.helm(
-        *("upgrade", "--install", "rpcgroup", str(CHART), "--values=-"),
+        *("upgrade", "--install", "--force-conflicts", "rpcgroup", str(CHART), "--values=-"),
         *(f"--namespace={RELEASE_NAMESPACE}", "--create-namespace"),
         input=json.dumps(settings),
     )
