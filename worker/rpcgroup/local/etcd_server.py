@@ -119,6 +119,9 @@ class EtcdServer:
     def freeze(self) -> None:
         """It answers nothing until `thaw`, its connections stay open."""
         self._signal(signal.SIGSTOP)
+        if self.pid is not None:
+            # A signal takes its time to arrive: returns once all of its threads stand still, or it has ended.
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
