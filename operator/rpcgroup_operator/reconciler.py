@@ -98,7 +98,7 @@ class Reconciler:
         await self._equip(group, group.spec)
         now = time.time()
         observed = self._observe(group, group.spec)
-        records = self._members.of(key)
+        records = dict(self._members.of(key))  # as it is now: it goes on changing while this waits for answers
         incarnations = {name: record.incarnation for name, record in records.items()}
         previous = status_from(group.status)
         planned = plan(group.spec, observed, incarnations, now, previous)
