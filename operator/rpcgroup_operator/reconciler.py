@@ -98,7 +98,9 @@ class Reconciler:
         await self._equip(group, group.spec)
         now = time.time()
         observed = self._observe(group, group.spec)
-        records = dict(self._members.of(key))  # as it is now: it goes on changing while this waits for answers
+        records = dict(
+            self._members.of(key)
+        )  # as it is now: it goes on changing while this waits for answers
         incarnations = {name: record.incarnation for name, record in records.items()}
         previous = status_from(group.status)
         planned = plan(group.spec, observed, incarnations, now, previous)
@@ -163,12 +165,16 @@ class Reconciler:
         self._equipped[group.key] = version
 
     async def _forget(self, key: GroupKey) -> None:
-        """The group is gone. Its pods and what else it owned go by their owner references."""
-        self._equipped.pop(key, None)
-        self._reported.pop(key, None)
-        if self._store.pods(key):
-            return  # they may still say farewell; the last one's end brings us back
+        """The group is gone. Its pods and what else it owned go by their owner references.
+
+        Only of a group that was this operator's: the same etcd may hold groups of other operators, and such as
+        people have made by hand.
+        """
+        if key not in self._equipped or self._store.pods(key):
+            return  # pods may still say farewell; the last one's end brings us back
         await self._members.purge(key)
+        del self._equipped[key]
+        self._reported.pop(key, None)
 
     # -- members --------------------------------------------------------------------------------------------
 

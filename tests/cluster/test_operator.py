@@ -11,6 +11,9 @@ from rpcgroup import contract
 from rpcgroup.local.etcd_server import EtcdServer
 from rpcgroup.membership.etcd.client import EtcdClient
 from rpcgroup.membership.etcd.messages import RANGE, RangeRequest, prefix_end
+from rpcgroup.membership.record import MemberRecord
+from rpcgroup.membership.url import open_rendezvous
+from rpcgroup.testing.rendezvous import RecordingListener
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.control_plane import ControlPlane
 from tests.cluster.bed.process import Program
@@ -68,6 +71,20 @@ def test_a_group_comes_scales_and_goes(
     with closing(EtcdClient([etcd.endpoint])) as client:
         until(lambda: client.call(RANGE, RangeRequest(prefix, prefix_end(prefix))).kvs == [])
     until(lambda: not access.get("secret,poddisruptionbudget", f"--namespace={namespace}")["items"])
+
+
+def test_what_others_keep_in_the_same_etcd_is_left_alone(
+    group: Group, workers: SimulatedWorkers, etcd: EtcdServer
+) -> None:
+    """A group that people have made by hand, or one in a namespace that this operator does not watch."""
+    with closing(open_rendezvous(f"etcd://{etcd.endpoint}/elsewhere/theirs")) as theirs:
+        theirs.kv.put("k", b"precious")
+        listener = RecordingListener()
+        theirs.join(MemberRecord(name="w0"), admit=lambda mine, earlier: None, listener=listener, timeout=10)
+        group.apply(replicas=1)
+        group.settle()
+        assert theirs.kv.get("k") == b"precious"
+        assert set(theirs.view().members) == {"w0"}
 
 
 def test_a_worker_that_dies_is_replaced_and_nobody_else_is_touched(
