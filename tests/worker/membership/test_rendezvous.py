@@ -329,7 +329,7 @@ def test_an_evicted_member_is_gone_at_once_and_counts_as_dead(place: Place, list
     crashed.close()
     place.open().evict("w1")
     place.open().evict("w1")
-    first.wait_for_names("w0")
+    first.wait(lambda me: me.gone("w1"))
     tracker = MemberTracker()
     changes = [c for event in first.events for c in tracker.handle(event) if c.member.name == "w1"]
     assert [c.kind for c in changes] == [ChangeKind.JOINED, ChangeKind.DIED]
