@@ -49,5 +49,5 @@ def register(registry: kopf.OperatorRegistry, store: Store, wake: Callable[[Grou
         raw = dict(event["object"])
         key, pod = group_of_pod(raw), Pod.of(raw)
         if event["type"] == "DELETED" and pod is not None:
-            store.drop_pod(key, pod.name, pod.uid, pod.version)
+            store.drop_pod(key, pod.name, pod.uid)
         wake(key)

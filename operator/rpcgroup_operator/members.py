@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from rpcgroup.contract import ETCD_ROOT, MEMBERS
+from rpcgroup.contract import ETCD_ROOT, MEMBERS, group_prefix
 from rpcgroup.errors import RendezvousError
 from rpcgroup.membership.etcd.client import EtcdClient
 from rpcgroup.membership.etcd.keys import GroupKeys
@@ -71,7 +71,7 @@ class Members:
 
     async def purge(self, group: GroupKey) -> None:
         """Delete everything of a group that is no more."""
-        prefix = f"{ETCD_ROOT}/{group[0]}/{group[1]}/".encode()
+        prefix = group_prefix(*group).encode()
         request = DeleteRequest(prefix, prefix_end(prefix))
         await self._run(lambda: self._client.retry(DELETE, request, OPERATION_SECONDS))
 

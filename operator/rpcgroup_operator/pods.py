@@ -15,7 +15,7 @@ from rpcgroup.control.lifecycle import PodState
 from rpcgroup.control.pod import ObservedPod, failures_in_a_row
 from rpcgroup.membership.record import MemberRecord, MemberState
 
-__all__ = ["Pod", "joined_condition", "observe", "unix_time"]
+__all__ = ["Pod", "is_of", "joined_condition", "observe", "unix_time"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Pod:
 
 def observe(pod: Pod, record: MemberRecord | None, template_hash: str) -> ObservedPod:
     """`record` is that of the pod's name in the group; `template_hash` what its role has now."""
-    mine = record if record is not None and record.pod_uid in ("", pod.uid) else None
+    mine = record if record is not None and is_of(record, pod) else None
     state = state_of(pod, mine)
     failed = state is PodState.FAILED
     ran_for = pod.ended_at - pod.started_at if pod.started_at else 0.0
@@ -88,6 +88,11 @@ def observe(pod: Pod, record: MemberRecord | None, template_hash: str) -> Observ
         deletion_cost=pod.deletion_cost,
         outdated=bool(template_hash) and pod.template_hash != template_hash,
     )
+
+
+def is_of(record: MemberRecord, pod: Pod) -> bool:
+    """Not of an earlier pod of its name. A worker that was not told of its pod is taken at its name."""
+    return record.pod_uid in ("", pod.uid)
 
 
 def state_of(pod: Pod, record: MemberRecord | None) -> PodState:

@@ -88,16 +88,11 @@ async def run(settings: Settings) -> None:
         finally:
             for task in (leading, writing, watching):
                 task.cancel()
-            results = await asyncio.gather(leading, watching, return_exceptions=True)
-        for result in results:
+            ended = await asyncio.gather(leading, watching, writing, return_exceptions=True)
+        for result in ended:
             if isinstance(result, Exception):
                 raise result
-        if (
-            settings.leader_election
-            and not watching.cancelled()
-            and leading.done()
-            and not leading.cancelled()
-        ):
+        if not leading.cancelled():
             raise RuntimeError("the lease was lost: ending, so that a fresh process takes over")
 
 

@@ -9,10 +9,11 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from rpcgroup.contract import DEFAULT_ROLE
 from rpcgroup.control.lifecycle import PodState
 from rpcgroup.control.model import RPCGroup
 from rpcgroup.control.plan import Action, Create, Delete, Drain, Evict, Plan, Restart, plan
@@ -25,7 +26,7 @@ from rpcgroup_operator.api import ApiError, KubeApi
 from rpcgroup_operator.events import Events
 from rpcgroup_operator.members import GroupKey, Members
 from rpcgroup_operator.metrics import Metrics
-from rpcgroup_operator.pods import Pod, joined_condition, observe
+from rpcgroup_operator.pods import Pod, is_of, joined_condition, observe
 from rpcgroup_operator.status import rfc3339, status_from, status_to
 from rpcgroup_operator.store import Group, Store
 
@@ -61,10 +62,11 @@ class Reconciler:
         self._requests = asyncio.Semaphore(REQUESTS)
         self._equipped: dict[GroupKey, tuple[str, int]] = {}
         """Groups whose secret and budget are made, by UID and generation."""
-        self._told: dict[str, float] = {}
-        """Pods (UIDs) whose workers this process has asked to leave, with the deadline."""
+        self._told: set[str] = set()
+        """Pods (UIDs) whose workers this process has asked to leave."""
         self._reported: dict[GroupKey, float] = {}
-        self._hashes: dict[tuple[str, int], dict[str, str]] = {}
+        self._hashes: dict[GroupKey, tuple[tuple[str, int], dict[str, str]]] = {}
+        """Of the templates of each role, with the UID and generation they are of."""
 
     async def reconcile(self, key: GroupKey) -> float | None:
         """Seconds after which to look again. Raises what went wrong; the next run starts from what is then."""
@@ -98,9 +100,8 @@ class Reconciler:
         await self._equip(group, group.spec)
         now = time.time()
         observed = self._observe(group, group.spec)
-        records = dict(
-            self._members.of(key)
-        )  # as it is now: it goes on changing while this waits for answers
+        # As they are now: they go on changing while this waits for answers.
+        records = dict(self._members.of(key))
         incarnations = {name: record.incarnation for name, record in records.items()}
         previous = status_from(group.status)
         planned = plan(group.spec, observed, incarnations, now, previous)
@@ -113,8 +114,9 @@ class Reconciler:
         if planned.at_rest and planned.expires_at is not None and now >= planned.expires_at:
             await self._api.delete(paths.group(*key), uid=group.uid)
             return None
-        times = [t - now for t in (planned.wake_at, planned.expires_at) if t is not None]
-        return max(0.0, min([RESYNC, *times] if wait is None else [RESYNC, wait, *times]))
+        # What is over already waits for a pod's end, which wakes us: to look again at once would be a busy loop.
+        times = [t - now for t in (planned.wake_at, planned.expires_at) if t is not None and t > now]
+        return min([RESYNC, *times] if wait is None else [RESYNC, wait, *times])
 
     def _observe(self, group: Group, spec: RPCGroup) -> list[ObservedPod]:
         hashes = self._template_hashes(group, spec)
@@ -126,18 +128,18 @@ class Reconciler:
 
     def _template_hashes(self, group: Group, spec: RPCGroup) -> dict[str, str]:
         version = group.uid, group.generation
-        if version not in self._hashes:
-            self._hashes = {k: v for k, v in self._hashes.items() if k[0] != group.uid}
-            roles = spec.roles()
-            self._hashes[version] = {role: render.template_hash(t) for role, (_, t) in roles.items()}
-        return self._hashes[version]
+        known = self._hashes.get(group.key)
+        if known is None or known[0] != version:
+            hashes = {role: render.template_hash(t) for role, (_, t) in spec.roles().items()}
+            known = self._hashes[group.key] = version, hashes
+        return known[1]
 
-    async def _all(self, jobs: Iterable[object]) -> None:
+    async def _all(self, jobs: Iterable[Awaitable[None]]) -> None:
         """All of them, a few at a time; raises the first failure once all have ended."""
 
-        async def bounded(job: object) -> None:
+        async def bounded(job: Awaitable[None]) -> None:
             async with self._requests:
-                await job  # type: ignore[misc]
+                await job
 
         results = await asyncio.gather(*(bounded(job) for job in jobs), return_exceptions=True)
         for result in results:
@@ -175,6 +177,7 @@ class Reconciler:
         await self._members.purge(key)
         del self._equipped[key]
         self._reported.pop(key, None)
+        self._hashes.pop(key, None)
 
     # -- members --------------------------------------------------------------------------------------------
 
@@ -206,7 +209,7 @@ class Reconciler:
             record = records.get(pod.name)
             joined = (
                 record is not None
-                and record.pod_uid in ("", pod.uid)
+                and is_of(record, pod)
                 and record.state in (MemberState.READY, MemberState.DRAINING)
             )
             if joined != pod.joined and not pod.deleting and pod.phase in ("Pending", "Running"):
@@ -239,7 +242,7 @@ class Reconciler:
 
     async def _tell(self, group: Group, name: str, uid: str, deadline: float, reason: str) -> None:
         await self._members.drain(group.key, name, DrainRequest(deadline, reason))
-        self._told[uid] = deadline
+        self._told.add(uid)
 
     # -- the plan's actions ---------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class Reconciler:
         """In place of the failed pod another one of its name, which knows how often that has happened."""
         pod = self._store.pods(group.key)[name]
         await self._api.delete(paths.pod(group.key[0], name), grace=0, uid=pod.uid)
-        self._store.drop_pod(group.key, name, pod.uid, pod.version)
+        self._store.drop_pod(group.key, name, pod.uid)
         await self._create(group, spec, Create(name, pod.role, pod.index), failures)
 
     async def _drain(self, group: Group, name: str, deadline: float, reason: str, now: float) -> None:
@@ -295,14 +298,14 @@ class Reconciler:
 
     async def _evict(self, group: Group, name: str) -> None:
         pod, record = self._store.pods(group.key).get(name), self._members.of(group.key).get(name)
-        if record is not None and pod is not None and record.pod_uid in ("", pod.uid):
+        if record is not None and pod is not None and is_of(record, pod):
             await self._members.evict(group.key, name)
 
     async def _delete(self, group: Group, name: str, grace: float) -> None:
         pod = self._store.pods(group.key)[name]
         await self._api.delete(paths.pod(group.key[0], name), grace=grace, uid=pod.uid)
         self._store.put_pod(group.key, replace(pod, deleting=True))
-        self._told.pop(pod.uid, None)
+        self._told.discard(pod.uid)
         self._events.normal(group, "Deleted", f"pod {name}")
 
     def _remember(self, group: Group, raw: render.Object) -> None:
@@ -316,7 +319,7 @@ class Reconciler:
         self, group: Group, spec: RPCGroup, planned: Plan, observed: Iterable[ObservedPod], now: float
     ) -> float | None:
         """Write the status if it says something new; seconds to wait where the last one is too fresh."""
-        updated = sum(p.role == "worker" and not p.outdated for p in observed)
+        updated = sum(p.role == DEFAULT_ROLE and not p.outdated for p in observed)
         status = status_to(planned.status, group.generation, render.selector(spec), updated)
         if status == group.status:
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -20,7 +20,9 @@ from rpcgroup_operator.pods import Pod
 
 __all__ = ["Group", "Store"]
 
-_SERVER_FIELDS = frozenset({"name", "namespace", "labels", "annotations"})
+GONE_KEPT: Final = 10_000
+
+_SERVER_FIELDS: Final = frozenset({"name", "namespace", "labels", "annotations"})
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Store:
     def __init__(self) -> None:
         self.groups: dict[GroupKey, Group] = {}
         self._pods: dict[GroupKey, dict[str, Pod]] = {}
-        self._gone: dict[str, int] = {}
-        """UIDs of pods whose end was seen, with their last version: news of them from a slower source is old."""
+        self._gone: dict[str, None] = {}
+        """UIDs of pods whose end was seen, the oldest first: news of them from a slower source is old."""
 
     def pods(self, key: GroupKey) -> Mapping[str, Pod]:
         return self._pods.get(key, {})
@@ -84,9 +86,9 @@ class Store:
         self._pods.setdefault(key, {})[pod.name] = pod
         return True
 
-    def drop_pod(self, key: GroupKey, name: str, uid: str, version: int) -> None:
-        self._gone[uid] = version
-        while len(self._gone) > 10_000:
+    def drop_pod(self, key: GroupKey, name: str, uid: str) -> None:
+        self._gone[uid] = None
+        while len(self._gone) > GONE_KEPT:
             del self._gone[next(iter(self._gone))]
         pods = self._pods.get(key, {})
         if name in pods and pods[name].uid == uid:

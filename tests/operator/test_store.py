@@ -44,7 +44,7 @@ def test_old_news_of_a_pod_is_no_news() -> None:
 def test_a_pod_that_has_gone_does_not_come_back() -> None:
     store = Store()
     store.put_pod(KEY, pod(5))
-    store.drop_pod(KEY, "g-worker-0", "u1", 6)
+    store.drop_pod(KEY, "g-worker-0", "u1")
     assert not store.put_pod(KEY, pod(5))
     assert not store.pods(KEY)
 
@@ -53,7 +53,7 @@ def test_the_end_of_a_pod_is_not_that_of_the_next_of_its_name() -> None:
     store = Store()
     store.put_pod(KEY, pod(5))
     store.put_pod(KEY, pod(8, uid="u2"))
-    store.drop_pod(KEY, "g-worker-0", "u1", 7)
+    store.drop_pod(KEY, "g-worker-0", "u1")
     assert store.pods(KEY)["g-worker-0"].uid == "u2"
 
 

@@ -366,9 +366,8 @@ class Agent:
     def reap(self) -> None:
         """Let the references that the program has dropped go; off the monitor, since it sends."""
         if self.references is not None and self.references.has_let_go:
-            self.chores.submit(
-                self.references.reap
-            )  # always submitting would keep the monitor awake for ever
+            # Only then: always submitting would keep the monitor awake for ever.
+            self.chores.submit(self.references.reap)
 
     # -- the end ------------------------------------------------------------------------------------------
 
