@@ -12,12 +12,16 @@ from typing import Final, TypeVar
 
 import pytest
 
+from rpcgroup.local.etcd_server import EtcdServer
 from tests.cluster.bed import programs as bed_programs
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.control_plane import ControlPlane
+from tests.cluster.bed.process import Program
 from tests.cluster.bed.real_cluster import RealCluster
 from tests.cluster.bed.real_node import RequirementError
 from tests.cluster.bed.simulated_nodes import SimulatedNodes
+from tests.cluster.random_walk import Group
+from tests.cluster.simulated_workers import SimulatedWorkers
 
 T = TypeVar("T")
 UNTIL_SECONDS: Final = 60.0
@@ -103,3 +107,21 @@ def _until(condition: Callable[[], object], seconds: float = UNTIL_SECONDS) -> N
         if time.monotonic() > deadline:
             pytest.fail(f"not true after {seconds:g} s; the last answer was {last!r}")
         pause.wait(0.05)
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """Where the workers meet."""
+    with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
+
+
+@pytest.fixture
+def workers(access: Access, namespace: str, etcd: EtcdServer) -> Iterator[SimulatedWorkers]:
+    with access.client() as api, SimulatedWorkers(api, namespace, etcd.endpoint) as simulated:
+        yield simulated
+
+
+@pytest.fixture
+def group(access: Access, namespace: str, until: Callable[..., None], operator: Program) -> Group:
+    return Group(access, namespace, until)

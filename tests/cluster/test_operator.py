@@ -27,13 +27,6 @@ Until = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """Where the workers meet."""
-    with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def operator(
     simulated_nodes: SimulatedNodes,
     control_plane: ControlPlane,
@@ -42,17 +35,6 @@ def operator(
 ) -> Iterator[Program]:
     with started_operator(control_plane, etcd, tmp_path_factory.mktemp("operator")) as program:
         yield program
-
-
-@pytest.fixture
-def workers(access: Access, namespace: str, etcd: EtcdServer) -> Iterator[SimulatedWorkers]:
-    with access.client() as api, SimulatedWorkers(api, namespace, etcd.endpoint) as simulated:
-        yield simulated
-
-
-@pytest.fixture
-def group(access: Access, namespace: str, until: Until, operator: Program) -> Group:
-    return Group(access, namespace, until)
 
 
 def test_a_group_comes_scales_and_goes(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from rpcgroup.local.etcd_server import EtcdServer
-from tests.cluster.bed.access import Access
 from tests.cluster.bed.control_plane import ControlPlane
 from tests.cluster.bed.process import Program
 from tests.cluster.bed.simulated_nodes import SimulatedNodes
@@ -22,30 +21,12 @@ pytestmark = pytest.mark.timeout(280)
 Until = Callable[..., None]
 
 
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """Where the workers meet."""
-    with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
-        yield server
-
-
 @pytest.fixture
 def operator(
     simulated_nodes: SimulatedNodes, control_plane: ControlPlane, etcd: EtcdServer, tmp_path: Path
 ) -> Iterator[Program]:
     with started_operator(control_plane, etcd, tmp_path) as program:
         yield program
-
-
-@pytest.fixture
-def workers(access: Access, namespace: str, etcd: EtcdServer) -> Iterator[SimulatedWorkers]:
-    with access.client() as api, SimulatedWorkers(api, namespace, etcd.endpoint) as simulated:
-        yield simulated
-
-
-@pytest.fixture
-def group(access: Access, namespace: str, until: Until, operator: Program) -> Group:
-    return Group(access, namespace, until)
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
