@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest
 from rpcgroup_operator import paths, render
 from rpcgroup_operator.api import ApiError, KubeApi
+from rpcgroup_operator.equipment import Equipment
 from rpcgroup_operator.events import Events
 from rpcgroup_operator.members import GroupKey, Members
 from rpcgroup_operator.metrics import Metrics
@@ -60,8 +60,7 @@ class Reconciler:
         self._events = events
         self._metrics = metrics
         self._requests = asyncio.Semaphore(REQUESTS)
-        self._equipped: dict[GroupKey, tuple[str, int]] = {}
-        """Groups whose secret and budget are made, by UID and generation."""
+        self._equipment = Equipment(api, members)
         self._told: set[str] = set()
         """Pods (UIDs) whose workers this process has asked to leave."""
         self._reported: dict[GroupKey, float] = {}
@@ -89,7 +88,10 @@ class Reconciler:
     async def _reconcile(self, key: GroupKey) -> float | None:
         group = self._store.groups.get(key)
         if group is None:
-            await self._forget(key)
+            if not self._store.pods(key):  # they may still say farewell; the last one's end brings us back
+                await self._equipment.remove(key)
+                self._reported.pop(key, None)
+                self._hashes.pop(key, None)
             return None
         if group.deleting or group.spec is None:
             if group.spec is None:
@@ -97,7 +99,7 @@ class Reconciler:
             return RESYNC
         if group.spec.spec.managed_by not in (None, MANAGER):
             return None
-        await self._equip(group, group.spec)
+        await self._equipment.make(group, group.spec)
         now = time.time()
         observed = self._observe(group, group.spec)
         # As they are now: they go on changing while this waits for answers.
@@ -145,39 +147,6 @@ class Reconciler:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-
-    # -- what a group has besides its pods ----------------------------------------------------------------
-
-    async def _equip(self, group: Group, spec: RPCGroup) -> None:
-        version = group.uid, group.generation
-        if self._equipped.get(group.key) == version:
-            return
-        namespace = group.key[0]
-        try:
-            body = render.secret(spec, group.uid, secrets.token_hex(32))
-            await self._api.create(paths.secrets(namespace), body)
-        except ApiError as exc:
-            if exc.reason != "AlreadyExists":
-                raise
-        if spec.spec.min_replicas:
-            budget = render.disruption_budget(spec, group.uid)
-            await self._api.apply(paths.budget(namespace, group.key[1]), budget)
-        else:
-            await self._api.delete(paths.budget(namespace, group.key[1]))
-        self._equipped[group.key] = version
-
-    async def _forget(self, key: GroupKey) -> None:
-        """The group is gone. Its pods and what else it owned go by their owner references.
-
-        Only of a group that was this operator's: the same etcd may hold groups of other operators, and such as
-        people have made by hand.
-        """
-        if key not in self._equipped or self._store.pods(key):
-            return  # pods may still say farewell; the last one's end brings us back
-        await self._members.purge(key)
-        del self._equipped[key]
-        self._reported.pop(key, None)
-        self._hashes.pop(key, None)
 
     # -- members --------------------------------------------------------------------------------------------
 
