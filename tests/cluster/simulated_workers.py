@@ -107,7 +107,8 @@ class SimulatedWorkers:
 
     def _run(self) -> None:
         while not self._stopped.wait(LOOK_SECONDS):
-            pods = self._api.list_namespaced_pod(self._namespace, label_selector=contract.LABEL_GROUP).items
+            found = self._api.list_namespaced_pod(self._namespace, label_selector=contract.LABEL_GROUP)
+            pods: list[Any] = found.items  # in the library's types everything may be missing
             there = {pod.metadata.uid for pod in pods}
             for pod in pods:
                 if pod.metadata.uid not in self._workers and pod.status.phase == "Running":

@@ -61,14 +61,14 @@ def test_an_invalid_group_is_refused(path: Path, access: Access, request: pytest
         with pytest.raises(client.ApiException) as caught:
             if before:
                 name = refused["metadata"]["name"]
-                now = groups.get_namespaced_custom_object(*where, name)
+                now: Any = groups.get_namespaced_custom_object(*where, name)
                 refused["metadata"]["resourceVersion"] = now["metadata"]["resourceVersion"]
                 groups.replace_namespaced_custom_object(*where, name, refused, field_validation="Strict")
             else:
                 groups.create_namespaced_custom_object(
                     *where, refused, field_validation="Strict", dry_run="All"
                 )
-    message = json.loads(caught.value.body)["message"]
+    message = json.loads(caught.value.body or "")["message"]
     assert field in message
     assert rule in message
 
