@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import warnings
 
 import click
+from kubernetes.aio.config import ConfigException
 
 from rpcgroup_operator.process import run
 from rpcgroup_operator.settings import Settings
@@ -39,7 +41,7 @@ def main(
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
     )
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    silence()
     settings = Settings(
         etcd=_parts(etcd),
         etcd_for_workers=etcd_for_workers,
@@ -50,11 +52,23 @@ def main(
         liveness_port=liveness_port,
         metrics_port=metrics_port,
     )
-    asyncio.run(run(settings))
+    try:
+        asyncio.run(run(settings))
+    except ConfigException as exc:
+        raise click.ClickException(f"no cluster is known: {exc} Set KUBECONFIG, or run it in a pod.") from exc
+
+
+def silence() -> None:
+    """What the libraries say in good order is no news, and hides what is."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # a line for each probe
+    # In a pod there is no kubeconfig, and the account's token is what is meant.
+    warnings.filterwarnings("ignore", "kube_config_path not provided", UserWarning)
 
 
 def _parts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import Field
 
-from rpcgroup.contract import API_VERSION, DOMAIN, KIND
+from rpcgroup.contract import API_VERSION, DOMAIN, KIND, PLURAL
 from rpcgroup.control.lifecycle import PodState
 from rpcgroup.control.model import Metadata, Model, RPCGroup, RPCGroupSpec, keyed
 from rpcgroup.control.rules import RULES, Rule
@@ -24,8 +24,6 @@ from rpcgroup.control.rules import RULES, Rule
 __all__ = ["custom_resource_definition", "manifest"]
 
 Schema = dict[str, Any]
-
-PLURAL: Final = "rpcgroups"
 
 
 class Condition(Model):

@@ -8,11 +8,11 @@ start, so the first plan already sees the whole.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import kopf
 
-from rpcgroup.contract import API_VERSION, LABEL_GROUP
+from rpcgroup.contract import API_VERSION, LABEL_GROUP, PLURAL
 from rpcgroup_operator.members import GroupKey
 from rpcgroup_operator.pods import Pod
 from rpcgroup_operator.store import Group, Store, group_of_pod
@@ -20,7 +20,6 @@ from rpcgroup_operator.store import Group, Store, group_of_pod
 __all__ = ["register"]
 
 _GROUP, _VERSION = API_VERSION.split("/")
-PLURAL: Final = "rpcgroups"
 
 
 def register(registry: kopf.OperatorRegistry, store: Store, wake: Callable[[GroupKey], None]) -> None:

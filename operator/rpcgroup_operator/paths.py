@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rpcgroup.contract import API_VERSION
+from rpcgroup.contract import API_VERSION, PLURAL
 
 __all__ = ["budget", "events", "group", "groups", "lease", "leases", "pod", "pods", "secrets"]
 
@@ -12,7 +12,7 @@ def group(namespace: str, name: str) -> str:
 
 
 def groups(namespace: str) -> str:
-    return f"/apis/{API_VERSION}/namespaces/{namespace}/rpcgroups"
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}"
 
 
 def pods(namespace: str) -> str:

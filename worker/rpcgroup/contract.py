@@ -11,6 +11,8 @@ from typing import Final
 DOMAIN: Final = "rpcgroup.dev"
 API_VERSION: Final = f"{DOMAIN}/v1alpha1"
 KIND: Final = "RPCGroup"
+PLURAL: Final = "rpcgroups"
+"""As the API server's paths name them."""
 
 PROTOCOL_VERSION: Final = 1
 """Of the wire, the handshake and the member record together; peers of another version are refused."""

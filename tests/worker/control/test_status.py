@@ -60,6 +60,7 @@ def test_available(states: tuple[PodState, ...], available: tuple[bool, str]) ->
         ((READY, READY, READY), (True, "ScalingInProgress")),
         ((READY, RUNNING), (True, "MembershipChanging")),
         ((READY, READY, DRAINING), (True, "MembershipChanging")),
+        ((READY, FAILED), (True, "UnhealthyMembers")),
     ],
 )
 def test_progressing(states: tuple[PodState, ...], progressing: tuple[bool, str]) -> None:
@@ -85,6 +86,13 @@ def test_below_the_least_number_is_degraded_only_after_it_was_reached() -> None:
     assert reason(still, "Degraded") == (True, "BelowMinReplicas"), "as long as it lasts"
     back = status_of(wanted, pods(READY, READY), {}, None, now=5.0, previous=still)
     assert reason(back, "Degraded") == (False, "AllHealthy")
+
+
+def test_a_suspended_group_moves_until_nothing_runs() -> None:
+    """None of its pods is ready, and none is to be."""
+    assert reason(status(group(2, suspend=True), DRAINING), "Progressing") == (True, "MembershipChanging")
+    assert reason(status(group(2, suspend=True)), "Progressing") == (False, "Suspended")
+    assert reason(status(group(2, suspend=True), SUCCEEDED), "Progressing") == (False, "Suspended")
 
 
 def test_suspended_once_nothing_runs() -> None:

@@ -16,6 +16,7 @@ __all__ = ["Condition", "GroupStatus", "MemberStatus", "Outcome", "status_of"]
 
 
 BELOW_MIN_REPLICAS: Final = "BelowMinReplicas"
+UNHEALTHY_MEMBERS: Final = "UnhealthyMembers"
 
 
 class Outcome(str, enum.Enum):
@@ -148,19 +149,28 @@ def progressing(group: RPCGroup, pods: Sequence[ObservedPod], outcome: Outcome |
                 return "Progressing", True, "ScalingInProgress", f"{role}: {count} of {replicas}"
     if moving:
         return "Progressing", True, "MembershipChanging", ", ".join(moving)
-    return "Progressing", False, "AllReady" if outcome is None else outcome.value, "nothing changes"
+    if outcome is not None:
+        return "Progressing", False, outcome.value, "the group has ended"
+    if failed := names(pods, PodState.FAILED):
+        return "Progressing", True, UNHEALTHY_MEMBERS, f"to be started again: {failed}"
+    if group.spec.suspend:
+        return "Progressing", False, "Suspended", "no pod runs"
+    return "Progressing", False, "AllReady", "nothing changes"
 
 
 def degraded(group: RPCGroup, pods: Sequence[ObservedPod], previous: GroupStatus | None) -> Finding:
     """Pods have failed, or a group that had its least number has it no more; it lives on in both cases."""
-    failed = sorted(p.name for p in pods if p.state is PodState.FAILED)
-    if failed:
-        return "Degraded", True, "UnhealthyMembers", "failed: " + ", ".join(failed)
+    if failed := names(pods, PodState.FAILED):
+        return "Degraded", True, UNHEALTHY_MEMBERS, f"failed: {failed}"
     least = group.spec.min_replicas
     ready = sum(p.role == DEFAULT_ROLE and p.state in (PodState.READY, PodState.SUCCEEDED) for p in pods)
     if ready < least and not group.spec.suspend and had_enough(previous):
         return "Degraded", True, BELOW_MIN_REPLICAS, f"{DEFAULT_ROLE}: {ready} ready, minReplicas is {least}"
     return "Degraded", False, "AllHealthy", "no pod has failed"
+
+
+def names(pods: Sequence[ObservedPod], state: PodState) -> str:
+    return ", ".join(sorted(p.name for p in pods if p.state is state))
 
 
 def had_enough(previous: GroupStatus | None) -> bool:
