@@ -89,6 +89,8 @@ class SimulatedWorkers:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="simulated-worker")
         self.not_deregistered: list[str] = []
         """Pods that went though their worker had been asked to leave and had not left."""
+        self.drained: list[str] = []
+        """UIDs of pods that went after their worker had left the group."""
         self.gone: list[str] = []
         """UIDs of pods that have gone, in order."""
 
@@ -125,7 +127,9 @@ class SimulatedWorkers:
 
     def _end(self, worker: Worker) -> None:
         """Its pod is gone, and so would be its process."""
-        self.gone.append(worker.uid)
-        if worker.asked and not worker.left.is_set():
+        if worker.left.is_set():
+            self.drained.append(worker.uid)
+        elif worker.asked:
             self.not_deregistered.append(worker.name)
+        self.gone.append(worker.uid)
         worker.close()
