@@ -71,10 +71,26 @@ DRAIN: Final = "drain/"
 """+ worker name: `{"deadline": unix seconds, "reason": text}`: leave, by then, because."""
 SPEC: Final = "spec"
 """What the operator wants workers to know (JSON)."""
-STATS: Final = "stats/"
-"""+ worker name: what `status` and `top` show of a worker (JSON), bound to the worker's lease."""
 KV: Final = "kv/"
 """+ user key: small shared values."""
+
+ETCD_STATS_ROOT: Final = "/rpcgroup-stats"
+"""Not under ETCD_ROOT: each worker writes there all the time, and who watches members hears nothing of it."""
+
+
+def stats_prefix(namespace: str, group: str) -> str:
+    """+ worker name: what `status` and `top` show of a worker (JSON), bound to the worker's lease."""
+    return f"{ETCD_STATS_ROOT}/{namespace}/{group}/"
+
+
+ETCD_OPERATOR_ROOT: Final = "/rpcgroup-operator"
+"""What operators write for themselves; no user of a group may read it."""
+
+
+def etcd_user(namespace: str, group: str) -> str:
+    """The user, and the role of the same name, that may read and write the keys of one group and no others."""
+    return f"rpcgroup/{namespace}/{group}"
+
 
 # Labels and annotations on pods.
 LABEL_GROUP: Final = f"{DOMAIN}/group"

@@ -2,16 +2,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from rpcgroup.local.etcd_server import EtcdServer
+from rpcgroup.membership.etcd.auth_messages import (
+    ROLE_ADD,
+    ROLE_GRANT_PERMISSION,
+    USER_ADD,
+    USER_GRANT_ROLE,
+    Permission,
+    RoleAddRequest,
+    RoleGrantPermissionRequest,
+    UserAddRequest,
+    UserGrantRoleRequest,
+)
 from rpcgroup.membership.etcd.client import EtcdClient
-from rpcgroup.membership.etcd.codec import Kind, wire
 from rpcgroup.membership.etcd.credentials import EtcdCredentials
-from rpcgroup.membership.etcd.messages import Method, prefix_end
+from rpcgroup.membership.etcd.messages import prefix_end
+from rpcgroup.membership.etcd.users import READ_WRITE, enable_authentication
 from rpcgroup.testing.proxy import FaultyProxy
 
 
@@ -49,53 +59,37 @@ def tls_files() -> Path:
     return Path(__file__).with_name("tls")
 
 
-# What an administrator of etcd does, this package does not: so its messages stand here.
-@dataclass
-class NameRequest:
-    name: str = wire(1, Kind.STRING)
-    second: str = wire(2, Kind.STRING)
-
-
-@dataclass
-class Empty:
-    pass
-
-
-@dataclass
-class Permission:
-    type: int = wire(1, Kind.INT64)
-    key: bytes = wire(2, Kind.BYTES)
-    range_end: bytes = wire(3, Kind.BYTES)
-
-
-@dataclass
-class GrantPermissionRequest:
-    name: str = wire(1, Kind.STRING)
-    permission: Permission = wire(2, Permission)  # noqa: RUF009
-
-
-def admin(name: str) -> Method[NameRequest, Empty]:
-    return Method(f"/etcdserverpb.Auth/{name}", NameRequest, Empty)
-
-
-READ_WRITE = 2
+@pytest.fixture
+def root() -> EtcdCredentials:
+    return EtcdCredentials(username="root", password="password of root")
 
 
 @pytest.fixture
-def locked_etcd(etcd_server: EtcdServer, tmp_path: Path) -> Iterator[EtcdServer]:
-    """Users root and worker, whose keys are those under /mine/ and of groups in namespace `mine`."""
+def secured_etcd(etcd_server: EtcdServer, root: EtcdCredentials, tmp_path: Path) -> Iterator[EtcdServer]:
+    """Authentication is on, and there is no user but root."""
     with EtcdServer(tmp_path / "etcd", "--bcrypt-cost", "4") as server:
         with closing(EtcdClient([server.endpoint])) as client:
-            for user in ("root", "worker"):
-                client.call(admin("UserAdd"), NameRequest(user, f"password of {user}"))
-                client.call(admin("RoleAdd"), NameRequest(user))
-                client.call(admin("UserGrantRole"), NameRequest(user, user))
-            grant = Method("/etcdserverpb.Auth/RoleGrantPermission", GrantPermissionRequest, Empty)
-            for prefix in (b"/mine/", b"/rpcgroup/mine/"):
-                mine = Permission(READ_WRITE, prefix, prefix_end(prefix))
-                client.call(grant, GrantPermissionRequest("worker", mine))
-            client.call(Method("/etcdserverpb.Auth/AuthEnable", Empty, Empty), Empty())
+            enable_authentication(client, root.password)
         yield server
+
+
+@pytest.fixture
+def root_client(secured_etcd: EtcdServer, root: EtcdCredentials) -> Iterator[EtcdClient]:
+    with closing(EtcdClient([secured_etcd.endpoint], root)) as client:
+        yield client
+
+
+@pytest.fixture
+def locked_etcd(secured_etcd: EtcdServer, root_client: EtcdClient, user: EtcdCredentials) -> EtcdServer:
+    """Also a user `worker`, whose keys are those under /mine/ and of groups in namespace `mine`."""
+    name = user.username
+    root_client.call(USER_ADD, UserAddRequest(name, user.password))
+    root_client.call(ROLE_ADD, RoleAddRequest(name))
+    root_client.call(USER_GRANT_ROLE, UserGrantRoleRequest(name, name))
+    for prefix in (b"/mine/", b"/rpcgroup/mine/", b"/rpcgroup-stats/mine/"):
+        mine = Permission(READ_WRITE, prefix, prefix_end(prefix))
+        root_client.call(ROLE_GRANT_PERMISSION, RoleGrantPermissionRequest(name, mine))
+    return secured_etcd
 
 
 @pytest.fixture

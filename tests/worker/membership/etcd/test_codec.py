@@ -5,9 +5,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rpcgroup.errors import RemoteProtocolError
+from rpcgroup.membership.etcd.auth_messages import AuthenticateRequest
 from rpcgroup.membership.etcd.codec import decode, encode
 from rpcgroup.membership.etcd.messages import (
-    AuthenticateRequest,
     Compare,
     DeleteRequest,
     Event,

@@ -21,18 +21,12 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import grpc
 
 from rpcgroup.errors import RemoteProtocolError, RendezvousError, RendezvousUnavailableError
+from rpcgroup.membership.etcd.auth_messages import AUTHENTICATE, AuthenticateRequest
 from rpcgroup.membership.etcd.codec import decode, encode
 from rpcgroup.membership.etcd.credentials import EtcdCredentials
-from rpcgroup.membership.etcd.messages import (
-    AUTHENTICATE,
-    WATCH,
-    AuthenticateRequest,
-    Method,
-    WatchRequest,
-    WatchResponse,
-)
+from rpcgroup.membership.etcd.messages import WATCH, Method, WatchRequest, WatchResponse
 
-__all__ = ["CALL_SECONDS", "EtcdClient", "EtcdRefusedError", "WatchStream"]
+__all__ = ["AUTHENTICATE_SECONDS", "CALL_SECONDS", "EtcdClient", "EtcdRefusedError", "WatchStream"]
 
 CALL_SECONDS: Final = 2.0
 """The deadline of one call: longer than an election takes, shorter than a user waits."""
@@ -66,7 +60,10 @@ LOST: Final = frozenset(
 )
 """After these nobody knows whether the call was applied, and the channel is not to be trusted."""
 
-STALE_TOKEN: Final = ("invalid auth token", "revision of auth store is old", "user name is empty")
+USERS_CHANGED: Final = "revision of auth store is old"
+"""Someone's user or role has changed while the call was on its way. A simple token is as good as before, one that
+etcd has signed (JWT) is not: a login is tried only where the call is refused again."""
+STALE_TOKEN: Final = ("invalid auth token", USERS_CHANGED, "user name is empty")
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -143,25 +140,27 @@ class EtcdClient:
     def call(
         self, method: Method[_Request, _Response], request: _Request, seconds: float = CALL_SECONDS
     ) -> _Response:
-        """One try (a second one only after a new login).
+        """One try, and up to two more where etcd refuses this client's token.
 
         Raises `RendezvousUnavailableError` where nobody knows whether it was applied, `EtcdRefusedError`
         where etcd refused it.
         """
-        for refreshed in (False, True):
+        refusals = 0
+        while True:
             connection = self._current()
             token = self._token_for(connection)
             try:
                 response = connection.unary(method, request, timeout=seconds, metadata=self._metadata(token))
             except (grpc.RpcError, ValueError, RemoteProtocolError) as exc:
                 error = self._understand(exc, connection, method.name)
-                if refreshed or not self.token_is_stale(error):
+                refusals += 1
+                if refusals > 2 or not self.token_is_stale(error):
                     raise error from exc
-                self.forget_token(token)
+                if refusals == 2 or USERS_CHANGED not in str(error):
+                    self.forget_token(token)
             else:
                 self._note_answer()
                 return response
-        raise AssertionError("unreachable")
 
     def retry(self, method: Method[_Request, _Response], request: _Request, seconds: float) -> _Response:
         """For reads and for writes that can be repeated: tries until it works or the time is over.

@@ -15,12 +15,22 @@ class GroupKeys:
     group: str
 
     @property
+    def user(self) -> str:
+        """etcd's name for the group's user and for its role."""
+        return contract.etcd_user(self.namespace, self.group)
+
+    @property
+    def prefixes(self) -> tuple[bytes, bytes]:
+        """All keys of the group begin with one of them."""
+        return self._key(""), self.stats
+
+    @property
     def members(self) -> bytes:
         return self._key(contract.MEMBERS)
 
     @property
     def stats(self) -> bytes:
-        return self._key(contract.STATS)
+        return contract.stats_prefix(self.namespace, self.group).encode()
 
     @property
     def values(self) -> bytes:

@@ -12,7 +12,6 @@ from typing import Final, Generic, TypeVar
 from rpcgroup.membership.etcd.codec import Kind, wire
 
 __all__ = [
-    "AUTHENTICATE",
     "COMPACT",
     "DELETE",
     "GRANT",
@@ -24,8 +23,6 @@ __all__ = [
     "TIME_TO_LIVE",
     "TXN",
     "WATCH",
-    "AuthenticateRequest",
-    "AuthenticateResponse",
     "CompactRequest",
     "CompactResponse",
     "Compare",
@@ -56,7 +53,6 @@ __all__ = [
     "WatchCreateRequest",
     "WatchRequest",
     "WatchResponse",
-    "absent",
     "prefix_end",
     "unchanged",
 ]
@@ -136,10 +132,6 @@ class Compare:
 def unchanged(key: bytes, mod_revision: int) -> Compare:
     """True while the key has not been written since that revision; 0: while there is no such key."""
     return Compare(target=2, key=key, mod_revision=mod_revision)
-
-
-def absent(key: bytes) -> Compare:
-    return unchanged(key, 0)
 
 
 @dataclass
@@ -276,18 +268,6 @@ class TimeToLiveResponse:
 
 
 @dataclass
-class AuthenticateRequest:
-    name: str = wire(1, _STRING)
-    password: str = wire(2, _STRING)
-
-
-@dataclass
-class AuthenticateResponse:
-    header: Header = wire(1, Header)
-    token: str = wire(2, _STRING)
-
-
-@dataclass
 class StatusRequest:
     pass
 
@@ -325,7 +305,6 @@ GRANT: Final = Method("/etcdserverpb.Lease/LeaseGrant", GrantRequest, GrantRespo
 REVOKE: Final = Method("/etcdserverpb.Lease/LeaseRevoke", RevokeRequest, RevokeResponse)
 KEEP_ALIVE: Final = Method("/etcdserverpb.Lease/LeaseKeepAlive", KeepAliveRequest, KeepAliveResponse)
 TIME_TO_LIVE: Final = Method("/etcdserverpb.Lease/LeaseTimeToLive", TimeToLiveRequest, TimeToLiveResponse)
-AUTHENTICATE: Final = Method("/etcdserverpb.Auth/Authenticate", AuthenticateRequest, AuthenticateResponse)
 STATUS: Final = Method("/etcdserverpb.Maintenance/Status", StatusRequest, StatusResponse)
 
 

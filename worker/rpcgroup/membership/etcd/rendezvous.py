@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from rpcgroup.errors import JoinError, NotInitializedError, RendezvousError, UnknownWorkerError
+from rpcgroup.errors import JoinError, NotInitializedError, RendezvousError
+from rpcgroup.membership.etcd.administrator import Administrator
 from rpcgroup.membership.etcd.client import CALL_SECONDS, EtcdClient
 from rpcgroup.membership.etcd.keys import GroupKeys
 from rpcgroup.membership.etcd.kv import EtcdKeyValue
-from rpcgroup.membership.etcd.lease import revoke
 from rpcgroup.membership.etcd.members import MemberBook
 from rpcgroup.membership.etcd.messages import (
     PUT,
     RANGE,
-    TXN,
-    DeleteRequest,
-    KeyValue,
     PutRequest,
     RangeRequest,
     RangeResponse,
-    RequestOp,
-    TxnRequest,
     prefix_end,
-    unchanged,
 )
 from rpcgroup.membership.etcd.presence import Presence
 from rpcgroup.membership.etcd.watch import Probe
-from rpcgroup.membership.record import MemberRecord, MemberState, new_token
+from rpcgroup.membership.record import MemberRecord, new_token
 from rpcgroup.membership.rendezvous import (
     OPERATION_SECONDS,
     DrainRequest,
@@ -56,6 +49,7 @@ class EtcdRendezvous:
         self._lock = threading.Lock()  # guards _presence, _probe and that there is one of each
         self._presence: Presence | None = None
         self._probe: Probe | None = None
+        self._administrator = Administrator(client)
         self._kv = EtcdKeyValue(client, keys, self._look_after_watches)
 
     def join(
@@ -97,27 +91,10 @@ class EtcdRendezvous:
         return book.view
 
     def request_drain(self, name: str, request: DrainRequest) -> None:
-        value = json.dumps({"deadline": request.deadline, "reason": request.reason}).encode()
-        put = RequestOp(request_put=PutRequest(self._keys.drain(name), value))
-        while True:
-            member = self._member(name)
-            if member is None:
-                raise UnknownWorkerError(
-                    f"cannot drain {name!r}: the members are {sorted(self.view().members)}"
-                )
-            guard = unchanged(member.key, member.mod_revision)
-            if self._client.retry(TXN, TxnRequest([guard], [put]), OPERATION_SECONDS).succeeded:
-                return
+        self._administrator.drain(self._keys, name, request)
 
     def evict(self, name: str) -> None:
-        while member := self._member(name):
-            if member.lease and self._mark_evicted(member):
-                revoke(self._client, member.lease, OPERATION_SECONDS)
-                return
-            if not member.lease:  # not written by a worker: nothing else would end it
-                delete = RequestOp(request_delete_range=DeleteRequest(member.key))
-                guard = unchanged(member.key, member.mod_revision)
-                self._client.retry(TXN, TxnRequest([guard], [delete]), OPERATION_SECONDS)
+        self._administrator.evict(self._keys, name)
 
     def put_stats(self, stats: bytes) -> None:
         presence = self._presence
@@ -166,18 +143,3 @@ class EtcdRendezvous:
 
     def _range(self, prefix: bytes) -> RangeResponse:
         return self._client.retry(RANGE, RangeRequest(prefix, prefix_end(prefix)), OPERATION_SECONDS)
-
-    def _member(self, name: str) -> KeyValue | None:
-        found = self._client.retry(RANGE, RangeRequest(self._keys.member(name)), OPERATION_SECONDS).kvs
-        return found[0] if found else None
-
-    def _mark_evicted(self, member: KeyValue) -> bool:
-        """So that the others need not find out by themselves; False if the record changed meanwhile."""
-        try:
-            record = MemberRecord.from_json(member.value, member.create_revision)
-        except RendezvousError:
-            return True  # no record of this version: its lease can be revoked all the same
-        value = replace(record, state=MemberState.EVICTED).to_json()
-        put = RequestOp(request_put=PutRequest(member.key, value, member.lease))
-        guard = unchanged(member.key, member.mod_revision)
-        return self._client.retry(TXN, TxnRequest([guard], [put]), OPERATION_SECONDS).succeeded
