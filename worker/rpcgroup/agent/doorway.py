@@ -86,6 +86,7 @@ class Doorway:
         hello: Hello | None = None
         exchange = Exchange(stream, HANDSHAKE_TIMEOUT)
         try:
+            exchange.begin()
             hello = accept_handshake(
                 exchange.send, exchange.receive, agent.secret, agent.identity, partial(self._admit, held)
             )

@@ -10,7 +10,7 @@ __all__ = ["Exchange"]
 
 
 class Exchange:
-    """`send` and `receive` for `rpcgroup.wire.handshake`; `end` gives the stream back for frames.
+    """`send` and `receive` for `rpcgroup.wire.handshake`, between `begin` and `end`, which gives the stream back.
 
     All of it may take `timeout` seconds; after that both raise `TimeoutError`. A peer that sends one byte at a
     time gains nothing.
@@ -22,6 +22,9 @@ class Exchange:
         self._deadline = time.monotonic() + timeout
         self.received = 0
         """Bytes so far."""
+
+    def begin(self) -> None:
+        self._stream.handshake(self._timeout)
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)

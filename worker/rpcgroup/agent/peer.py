@@ -140,6 +140,7 @@ class Peer:
         stream = agent.transport.connect(self.record.address, timeout)
         exchange = Exchange(stream, timeout)
         try:
+            exchange.begin()
             identity, received_by_peer = dial_handshake(
                 exchange.send,
                 exchange.receive,

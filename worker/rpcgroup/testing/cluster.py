@@ -52,7 +52,7 @@ class LocalCluster:
 
     def join(self, name: str, *, role: str = DEFAULT_ROLE, rank: int = -1) -> Group:
         """One member more; raises what `Group.join` raises."""
-        host = "127.0.0.1" if self.transport.scheme == "tcp" else name
+        host = name if self.transport.scheme == "memory" else "127.0.0.1"
         agent = Agent(
             name=name,
             group=self._group,

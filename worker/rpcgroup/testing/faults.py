@@ -117,6 +117,7 @@ class _FaultyStream:
         self.silent_since = 0.0
         self._severed = False
         self.fileno = inner.fileno
+        self.handshake = inner.handshake
         self.set_handshake_timeout = inner.set_handshake_timeout
         self.wait_readable = inner.wait_readable
         self.shutdown = inner.shutdown

@@ -16,8 +16,16 @@ Buffer = bytes | bytearray | memoryview
 class Stream(Protocol):
     """A connected, reliable, ordered stream of bytes. Every method raises `OSError` when it is broken.
 
-    One thread may send while another receives; no two may send, or receive, at once.
+    One thread may send while another receives; no two may send, or receive, at once. What a send has not taken is
+    what the next one has to begin with.
     """
+
+    def handshake(self, timeout: float) -> None:
+        """What the transport has to say before the first byte; at both ends, after `connect` and `accept`.
+
+        Raises `HandshakeError` where the peer is none of this group, `TimeoutError` after `timeout` seconds.
+        """
+        ...
 
     def fileno(self) -> int:
         """A descriptor that epoll reports readable when `try_receive` has something to say."""

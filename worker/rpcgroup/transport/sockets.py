@@ -31,6 +31,9 @@ class SocketStream:
         self.receive = sock.recv_into
         self.fileno = sock.fileno
 
+    def handshake(self, timeout: float) -> None:
+        pass
+
     def try_send(self, data: Buffer) -> int:
         return self._socket.send(data, socket.MSG_DONTWAIT)
 

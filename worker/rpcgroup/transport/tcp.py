@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
 from rpcgroup.errors import RpcGroupError
-from rpcgroup.transport.base import Listener
+from rpcgroup.transport.base import Listener, Stream
 from rpcgroup.transport.sockets import SocketStream
 
 __all__ = ["TcpTransport"]
@@ -83,14 +84,19 @@ def owed_silence(info: bytes) -> float:
 
 
 class TcpListener:
-    def __init__(self, sock: socket.socket, host: str) -> None:
-        self._socket = sock
-        port = sock.getsockname()[1]
-        self.address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    """`stream` makes one of each socket that arrives."""
 
-    def accept(self) -> TcpStream:
+    def __init__(
+        self, sock: socket.socket, host: str, scheme: str, stream: Callable[[socket.socket], Stream]
+    ) -> None:
+        self._socket = sock
+        self._stream = stream
+        port = sock.getsockname()[1]
+        self.address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    def accept(self) -> Stream:
         sock, _ = self._socket.accept()
-        return TcpStream(sock)
+        return self._stream(sock)
 
     def forget(self) -> None:
         self._socket.close()
@@ -109,25 +115,34 @@ class TcpTransport:
 
     def listen(self, host: str, port: int) -> Listener:
         """Raises `RpcGroupError` where the address cannot be listened on."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-        except OSError as exc:
-            raise RpcGroupError(
-                f"cannot listen on {host}:{port}: {exc.strerror or exc}. "
-                "Choose another port (RPCGROUP_PORT; 0 = any) or address (RPCGROUP_HOST)."
-            ) from exc
-        return TcpListener(sock, host)
+        return TcpListener(listen_on(host, port), host, self.scheme, TcpStream)
 
     def connect(self, address: str, timeout: float) -> TcpStream:
-        return TcpStream(socket.create_connection(_host_and_port(address), timeout))
+        return TcpStream(dial(self.scheme, address, timeout))
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def listen_on(host: str, port: int) -> socket.socket:
+    """Raises `RpcGroupError` where that cannot be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as exc:
+        raise RpcGroupError(
+            f"cannot listen on {host}:{port}: {exc.strerror or exc}. "
+            "Choose another port (RPCGROUP_PORT; 0 = any) or address (RPCGROUP_HOST)."
+        ) from exc
+
+
+def dial(scheme: str, address: str, timeout: float) -> socket.socket:
+    """A connection to `scheme://host:port`; an address of another scheme is an `OSError`."""
+    return socket.create_connection(_host_and_port(scheme, address), timeout)
+
+
+def _host_and_port(scheme: str, address: str) -> tuple[str, int]:
     try:
         parts = urlsplit(address)
-        if parts.scheme == TcpTransport.scheme and parts.hostname and parts.port:
+        if parts.scheme == scheme and parts.hostname and parts.port:
             return parts.hostname, parts.port
     except ValueError:  # the port is no number
         pass
-    raise OSError(f"not a tcp address: {address!r}")
+    raise OSError(f"not a {scheme} address: {address!r}")
