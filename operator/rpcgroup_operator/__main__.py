@@ -18,7 +18,7 @@ from rpcgroup_operator.settings import Settings
 @click.option("--etcd", required=True, help="HOST:PORT[,HOST:PORT...] of the etcd in which the workers meet.")
 @click.option("--etcd-for-workers", default="", help="The same as workers reach it, if that differs.")
 @click.option("--watch-namespaces", default="", help="Comma-separated; empty: all.")
-@click.option("--workers", default=8, help="Groups reconciled at once.")
+@click.option("--workers", default=32, help="Groups reconciled at once.")
 @click.option(
     "--leader-elect/--no-leader-elect", default=True, help="Wait for a Lease before doing anything."
 )

@@ -19,16 +19,19 @@ NOTES: Final = 10
 """Named in one Event; of more it says how many."""
 MESSAGE_LIMIT: Final = 1024
 """Characters: the API server's own."""
+PAUSE: Final = 1.0
+"""Seconds between two rounds: what happens meanwhile is merged."""
 
 _log = logging.getLogger(__name__)
 
 
 class Events:
-    """What is said of one group for one reason while the writer is busy becomes one Event: a thousand pods, a few."""
+    """What is said of one group for one reason between two rounds becomes one Event: a thousand pods, a few."""
 
-    def __init__(self, api: KubeApi, instance: str) -> None:
+    def __init__(self, api: KubeApi, instance: str, pause: float = PAUSE) -> None:
         self._api = api
         self._instance = instance
+        self._pause = pause
         self._waiting: dict[
             tuple[str, str, str], tuple[Group, list[str]]
         ] = {}  # bounded by groups and reasons
@@ -44,15 +47,15 @@ class Events:
         """Writes them one after the other, until it is cancelled."""
         while True:
             await self._some.wait()
-            (uid, kind, reason), (group, notes) = next(iter(self._waiting.items()))
-            del self._waiting[uid, kind, reason]
-            if not self._waiting:
-                self._some.clear()
-            try:
-                body = self._event(group, kind, reason, merged(notes))
-                await self._api.create(paths.events(group.key[0]), body)
-            except Exception as exc:
-                _log.debug("an event was not written: %s", exc)
+            self._some.clear()
+            waiting, self._waiting = self._waiting, {}
+            for (_, kind, reason), (group, notes) in waiting.items():
+                try:
+                    body = self._event(group, kind, reason, merged(notes))
+                    await self._api.create(paths.events(group.key[0]), body)
+                except Exception as exc:
+                    _log.debug("an event was not written: %s", exc)
+            await asyncio.sleep(self._pause)
 
     def _put(self, group: Group, kind: str, reason: str, note: str) -> None:
         _log.info("%s/%s %s: %s", *group.key, reason, note)

@@ -14,8 +14,6 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from typing import Any, Final
 
-import aiohttp
-
 from rpcgroup_operator import paths
 from rpcgroup_operator.api import ApiError, KubeApi, Object
 
@@ -80,7 +78,7 @@ class Election:
         except ApiError as exc:
             if exc.status not in (404, 409):  # gone, or written by another, just now
                 _log.warning("the lease %s/%s: %s", self._namespace, self._name, exc)
-        except (OSError, asyncio.TimeoutError, aiohttp.ClientError) as exc:
+        except (OSError, asyncio.TimeoutError) as exc:
             _log.warning(
                 "the lease %s/%s: the API server does not answer: %s", self._namespace, self._name, exc
             )
@@ -119,7 +117,7 @@ class Election:
             if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
                 lease["spec"]["holderIdentity"] = ""
                 await self._api.replace(path, lease)
-        except (ApiError, OSError, asyncio.TimeoutError, aiohttp.ClientError) as exc:
+        except (ApiError, OSError, asyncio.TimeoutError) as exc:
             _log.info("the lease was not given back: %s", exc)
 
     def _lease(self, acquired: str, transitions: int) -> Object:

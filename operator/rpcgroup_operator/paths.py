@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rpcgroup.contract import API_VERSION, PLURAL
 
-__all__ = ["budget", "events", "group", "groups", "lease", "leases", "pod", "pods", "secrets"]
+__all__ = ["ALL_PODS", "budget", "events", "group", "groups", "lease", "leases", "pod", "pods", "secrets"]
+
+ALL_PODS: Final = "/api/v1/pods"
 
 
 def group(namespace: str, name: str) -> str:

@@ -20,6 +20,7 @@ from rpcgroup_operator.events import Events
 from rpcgroup_operator.leader import Election
 from rpcgroup_operator.members import GroupKey, Members
 from rpcgroup_operator.metrics import Metrics
+from rpcgroup_operator.pod_watch import PodWatch
 from rpcgroup_operator.reconciler import Reconciler
 from rpcgroup_operator.render import Rendezvous
 from rpcgroup_operator.settings import Settings
@@ -55,9 +56,12 @@ async def run(settings: Settings) -> None:
         stack.enter_context(metrics.serve(settings.metrics_port))
         reconciler = Reconciler(api, members, store, Rendezvous(settings.rendezvous), events, metrics)
         synced = asyncio.Event()
+        pod_watches = [PodWatch(api, store, wake, n) for n in settings.watch_namespaces or ("",)]
 
         async def work() -> None:
             await synced.wait()
+            for watch in pod_watches:
+                await watch.listed.wait()
             await members.listed.wait()
             queue = WorkQueue(reconciler.reconcile, settings.workers)
             woken.append(queue)
@@ -76,19 +80,20 @@ async def run(settings: Settings) -> None:
         kopf.on.login(registry=registry)(_login)
         kopf.on.probe(id="reconcile", registry=registry)(_Progress(woken).check)
         members.start()
-        watching = asyncio.create_task(_watch(registry, settings))
-        writing = asyncio.create_task(events.run())
-        leading = asyncio.create_task(
-            Election(api, settings.own_namespace(), settings.lease_name, settings.identity).lead(work)
-            if settings.leader_election
-            else work()
-        )
+        election = Election(api, settings.own_namespace(), settings.lease_name, settings.identity)
+        leading = asyncio.create_task(election.lead(work) if settings.leader_election else work())
+        tasks = [
+            leading,
+            asyncio.create_task(_watch(registry, settings)),
+            asyncio.create_task(events.run()),
+            *(asyncio.create_task(watch.run()) for watch in pod_watches),
+        ]
         try:
-            await asyncio.wait({watching, leading}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (leading, writing, watching):
+            for task in tasks:
                 task.cancel()
-            ended = await asyncio.gather(leading, watching, writing, return_exceptions=True)
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
         for result in ended:
             if isinstance(result, Exception):
                 raise result

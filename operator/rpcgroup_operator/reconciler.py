@@ -29,6 +29,7 @@ from rpcgroup_operator.metrics import Metrics
 from rpcgroup_operator.pods import Pod, is_of, joined_condition, observe
 from rpcgroup_operator.status import rfc3339, status_from, status_to
 from rpcgroup_operator.store import Group, Store
+from rpcgroup_operator.turns import Turns
 
 __all__ = ["MANAGER", "Reconciler"]
 
@@ -38,6 +39,8 @@ STATUS_SECONDS: Final = 0.5
 """Between two writes of a group's status: a thousand pods that come up are not a thousand writes."""
 REQUESTS: Final = 16
 """Requests to the API server at once, over all groups."""
+ACTIONS: Final = 50
+"""Of one reconcile. What is left waits for the next, which sees how these went and what has happened since."""
 RESYNC: Final = 300.0
 
 _log = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ class Reconciler:
         self._rendezvous = rendezvous
         self._events = events
         self._metrics = metrics
-        self._requests = asyncio.Semaphore(REQUESTS)
+        self._turns = Turns(REQUESTS)
         self._equipment = Equipment(api, members)
         self._told: set[str] = set()
         """Pods (UIDs) whose workers this process has asked to leave."""
@@ -111,11 +114,16 @@ class Reconciler:
         await self._set_gates(group, records)
         await self._remind(group, observed)
         failures = {p.name: p.failures for p in observed}
-        await self._all(self._apply(group, group.spec, a, failures, now) for a in planned.actions)
-        wait = await self._report(group, group.spec, planned, observed, now)
+        actions, left = planned.actions[:ACTIONS], planned.actions[ACTIONS:]
+        try:
+            await self._all(group, (self._apply(group, group.spec, a, failures, now) for a in actions))
+        finally:  # also where a quota is used up, say
+            wait = await self._report(group, group.spec, planned, observed, now)
         if planned.at_rest and planned.expires_at is not None and now >= planned.expires_at:
             await self._api.delete(paths.group(*key), uid=group.uid)
             return None
+        if left:
+            return 0.0
         # What is over already waits for a pod's end, which wakes us: to look again at once would be a busy loop.
         times = [t - now for t in (planned.wake_at, planned.expires_at) if t is not None and t > now]
         return min([RESYNC, *times] if wait is None else [RESYNC, wait, *times])
@@ -136,11 +144,11 @@ class Reconciler:
             known = self._hashes[group.key] = version, hashes
         return known[1]
 
-    async def _all(self, jobs: Iterable[Awaitable[None]]) -> None:
+    async def _all(self, group: Group, jobs: Iterable[Awaitable[None]]) -> None:
         """All of them, a few at a time; raises the first failure once all have ended."""
 
         async def bounded(job: Awaitable[None]) -> None:
-            async with self._requests:
+            async with self._turns.turn(group.key):
                 await job
 
         results = await asyncio.gather(*(bounded(job) for job in jobs), return_exceptions=True)
@@ -183,7 +191,7 @@ class Reconciler:
             )
             if joined != pod.joined and not pod.deleting and pod.phase in ("Pending", "Running"):
                 jobs.append(self._set_gate(group, pod, joined))
-        await self._all(jobs)
+        await self._all(group, jobs)
 
     async def _set_gate(self, group: Group, pod: Pod, joined: bool) -> None:
         body = {

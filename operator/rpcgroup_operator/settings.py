@@ -21,7 +21,7 @@ class Settings:
     """The same as workers reach it; default: as the operator does."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all."""
-    workers: int = 8
+    workers: int = 32
     """Groups reconciled at once."""
     leader_election: bool = True
     lease_name: str = "rpcgroup-operator"

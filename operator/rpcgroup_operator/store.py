@@ -64,6 +64,9 @@ class Store:
     def pods(self, key: GroupKey) -> Mapping[str, Pod]:
         return self._pods.get(key, {})
 
+    def all_pods(self) -> list[tuple[GroupKey, Pod]]:
+        return [(key, pod) for key, pods in self._pods.items() for pod in pods.values()]
+
     def put_group(self, group: Group) -> bool:
         """Whether it is news."""
         known = self.groups.get(group.key)
@@ -78,10 +81,11 @@ class Store:
             del self.groups[key]
 
     def put_pod(self, key: GroupKey, pod: Pod) -> bool:
+        """Whether it is news."""
         known = self.pods(key).get(pod.name)
-        if pod.uid in self._gone or (
-            known is not None and known.uid == pod.uid and known.version > pod.version
-        ):
+        if pod.uid in self._gone:
+            return False
+        if known is not None and known.uid == pod.uid and known.version >= pod.version:
             return False
         self._pods.setdefault(key, {})[pod.name] = pod
         return True

@@ -12,13 +12,15 @@ __all__ = ["WorkQueue"]
 
 RETRY_FIRST: Final = 0.1
 RETRY_LAST: Final = 60.0
+REST: Final = 0.1
+"""Seconds between two times at work on one key: what happens meanwhile is one reconcile, not a hundred."""
 
 
 class WorkQueue:
     """`work(key)` does one reconcile and returns the seconds after which it wants another, or None.
 
-    A key that is added while it is at work is worked on once more. One that raises is tried again with growing
-    pauses. `run` ends when it is cancelled.
+    A key that is added while it is at work, or soon after, is worked on once more after a rest. One that raises is
+    tried again with growing pauses. `run` ends when it is cancelled.
     """
 
     def __init__(self, work: Callable[[GroupKey], Awaitable[float | None]], workers: int) -> None:
@@ -30,6 +32,7 @@ class WorkQueue:
         self._again: set[GroupKey] = set()
         self._timers: dict[GroupKey, asyncio.TimerHandle] = {}
         self._failures: dict[GroupKey, int] = {}
+        self._rests_until: dict[GroupKey, float] = {}
         self.done = 0
         """Reconciles finished, well or badly: what a liveness probe looks at."""
 
@@ -38,11 +41,12 @@ class WorkQueue:
         return bool(self._queued or self._working)
 
     def add(self, key: GroupKey) -> None:
-        if key in self._working:
-            self._again.add(key)
-        elif key not in self._queued:
-            self._queued.add(key)
-            self._ready.put_nowait(key)
+        """Something has changed."""
+        rest = self._rests_until.get(key, 0.0) - asyncio.get_running_loop().time()
+        if rest > 0 and key not in self._working:
+            self.add_after(key, rest)
+        else:
+            self._enqueue(key)
 
     def add_after(self, key: GroupKey, seconds: float) -> None:
         """The earliest of several counts."""
@@ -69,7 +73,14 @@ class WorkQueue:
 
     def _due(self, key: GroupKey) -> None:
         del self._timers[key]
-        self.add(key)
+        self._enqueue(key)
+
+    def _enqueue(self, key: GroupKey) -> None:
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._queued:
+            self._queued.add(key)
+            self._ready.put_nowait(key)
 
     async def _serve(self) -> None:
         while True:
@@ -85,8 +96,15 @@ class WorkQueue:
             finally:
                 self._working.discard(key)
                 self.done += 1
+            self._let_rest(key, after)
+            if after is not None:
+                self.add_after(key, after)
             if key in self._again:
                 self._again.discard(key)
                 self.add(key)
-            elif after is not None:
-                self.add_after(key, after)
+
+    def _let_rest(self, key: GroupKey, after: float | None) -> None:
+        if after is None:  # gone, or nobody's business of ours
+            self._rests_until.pop(key, None)
+        else:
+            self._rests_until[key] = asyncio.get_running_loop().time() + REST

@@ -38,7 +38,7 @@ def written(count: int, *said: tuple[str, str, str]) -> list[dict[str, Any]]:
     api = Api()
 
     async def write() -> None:
-        events = Events(api, "operator-0")  # type: ignore[arg-type]
+        events = Events(api, "operator-0", pause=0.0)  # type: ignore[arg-type]
         writing = asyncio.create_task(events.run())
         events.normal(group("refused"), "First", "is not written, and in nobody's way")
         while not api.refused:

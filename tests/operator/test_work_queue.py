@@ -96,6 +96,31 @@ def test_work_that_asks_for_it_is_done_again() -> None:
     run(work, drive)
 
 
+def test_what_happens_while_a_key_rests_is_done_at_once() -> None:
+    runs: list[Key] = []
+    seen: list[int] = []
+    news: list[int] = []
+
+    async def work(key: Key) -> float | None:
+        runs.append(key)
+        seen.append(len(news))
+        return 3600.0
+
+    async def drive(queue: WorkQueue) -> None:
+        queue.add(A)
+        while not runs:
+            await asyncio.sleep(0)
+        for number in range(100):
+            news.append(number)
+            queue.add(A)
+            await asyncio.sleep(0)
+        while len(runs) < 2:
+            await asyncio.sleep(0)
+        assert seen == [0, 100]
+
+    run(work, drive)
+
+
 def test_the_earliest_of_several_times_counts() -> None:
     worked = asyncio.Event()
 
