@@ -14,8 +14,6 @@ from types import TracebackType
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from kubernetes import client
-
 from tests.cluster.bed import certificates
 from tests.cluster.bed.control_plane import ControlPlane
 
@@ -114,13 +112,11 @@ class MetricsApi:
             described = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": VERSION}
             return {**described, "resources": [{"singularName": "", **resource}]}
         namespace = rest.split("/")[0]
-        with self._access.client() as connection:
-            pods = client.CoreV1Api(connection).list_namespaced_pod(
-                namespace, label_selector=query.get("labelSelector", [""])[0]
-            )
-        running = [pod for pod in pods.items if pod.status.phase == "Running"]
+        selector = query.get("labelSelector", [""])[0]
+        pods = self._access.get("pods", f"--namespace={namespace}", f"--selector={selector}")["items"]
+        running = [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"]
         each = f"{self.load_millicores // max(1, len(running))}m"
-        items = [sample(namespace, pod.metadata.name, each) for pod in running]
+        items = [sample(namespace, name, each) for name in running]
         return {"kind": "PodMetricsList", "apiVersion": VERSION, "metadata": {}, "items": items}
 
 

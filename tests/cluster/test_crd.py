@@ -15,7 +15,6 @@ from tests.cluster.bed.access import Access, CommandError
 
 ROOT: Final = Path(__file__).parents[2]
 INVALID: Final = sorted((ROOT / "tests/cluster/invalid").glob("*.yaml"))
-SAMPLES: Final = sorted((ROOT / "manifests/samples").glob("*.yaml"))
 TEMPLATE: Final = {"spec": {"containers": [{"name": "main", "image": "worker"}]}}
 
 
@@ -71,12 +70,6 @@ def test_an_invalid_group_is_refused(path: Path, access: Access, request: pytest
     message = json.loads(caught.value.body or "")["message"]
     assert field in message
     assert rule in message
-
-
-@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_a_sample_is_taken(path: Path, access: Access) -> None:
-    for document in yaml.safe_load_all(path.read_text()):
-        apply(access, "default", document, dry_run="server")
 
 
 def test_what_is_not_given_has_its_default(access: Access) -> None:
