@@ -6,42 +6,44 @@ import secrets
 
 from rpcgroup.control.model import RPCGroup
 from rpcgroup_operator import paths, render
-from rpcgroup_operator.api import ApiError, KubeApi
+from rpcgroup_operator.api import ApiError, KubeApi, Object
 from rpcgroup_operator.members import GroupKey, Members
+from rpcgroup_operator.places import Places
 from rpcgroup_operator.store import Group
 
 __all__ = ["Equipment"]
 
 
 class Equipment:
-    """A group's secret, its disruption budget, and its keys in etcd."""
+    """A group's place in etcd, its secrets and its disruption budget."""
 
-    def __init__(self, api: KubeApi, members: Members) -> None:
+    def __init__(self, api: KubeApi, members: Members, places: Places) -> None:
         self._api = api
         self._members = members
-        self._made: dict[GroupKey, tuple[str, int]] = {}
-        """Groups that have theirs, by UID and generation."""
+        self._places = places
+        self._made: dict[GroupKey, tuple[str, int, int]] = {}
+        """Groups that have theirs, by UID, generation and the number of etcd's store."""
 
     async def make(self, group: Group, spec: RPCGroup) -> None:
-        version = group.uid, group.generation
+        version = group.uid, group.generation, self._members.store
         if self._made.get(group.key) == version:
             return
-        await self._make_secret(group, spec)
+        await self._places.open(self._members.store)
+        account = await self._places.make(group.key, group.uid)
+        await self._create_secret(group, render.secret(spec, group.uid, secrets.token_hex(32)))
+        if account.ca or account.password:
+            body = render.etcd_secret(spec, group.uid, account.password, account.ca)
+            await self._create_secret(group, body)
         await self._make_budget(group, spec)
         self._made[group.key] = version
 
     async def remove(self, key: GroupKey) -> None:
-        """After the group. What it owned in the API server goes by its owner references.
+        """After the group. What it owned in the API server goes by its owner references."""
+        await self._places.remove(key)
+        self._made.pop(key, None)
 
-        Only of a group that was this operator's: the same etcd may hold groups of other operators, and such as
-        people have made by hand.
-        """
-        if key in self._made:
-            await self._members.purge(key)
-            del self._made[key]
-
-    async def _make_secret(self, group: Group, spec: RPCGroup) -> None:
-        body = render.secret(spec, group.uid, secrets.token_hex(32))
+    async def _create_secret(self, group: Group, body: Object) -> None:
+        """What is there already is as it should be: nobody can change it, and its name is of this group alone."""
         try:
             await self._api.create(paths.secrets(group.key[0]), body)
         except ApiError as exc:

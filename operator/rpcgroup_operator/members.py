@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from rpcgroup.contract import ETCD_ROOT, MEMBERS, group_prefix
+from rpcgroup.contract import ETCD_ROOT, MEMBERS
 from rpcgroup.errors import RendezvousError
+from rpcgroup.membership.etcd.administrator import Administrator
 from rpcgroup.membership.etcd.client import EtcdClient
 from rpcgroup.membership.etcd.keys import GroupKeys
-from rpcgroup.membership.etcd.messages import DELETE, DeleteRequest, Event, KeyValue, prefix_end
-from rpcgroup.membership.etcd.rendezvous import EtcdRendezvous
+from rpcgroup.membership.etcd.messages import Event, KeyValue
 from rpcgroup.membership.etcd.watch import KeyRange, Probe, Watch
 from rpcgroup.membership.record import MemberRecord
-from rpcgroup.membership.rendezvous import OPERATION_SECONDS, DrainRequest
+from rpcgroup.membership.rendezvous import DrainRequest
 
 __all__ = ["GroupKey", "Members"]
 
@@ -37,12 +37,15 @@ class Members:
 
     def __init__(self, client: EtcdClient, on_change: Callable[[GroupKey], None]) -> None:
         self._client = client
+        self._administrator = Administrator(client)
         self._on_change = on_change
         self._records: dict[GroupKey, dict[str, MemberRecord]] = {}  # the event loop's
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(REQUESTS, thread_name_prefix="rpcgroup-etcd-request")
         self.listed = asyncio.Event()
         """What there was at the start is known. Until then nobody can tell a lost member from an unread one."""
+        self.store = 0
+        """Counts the times that everything had to be read anew: what was written before may be gone."""
         prefix = f"{ETCD_ROOT}/".encode()
         self._watch = Watch(client, KeyRange.of_prefix(prefix), self, "rpcgroup-etcd-groups")
         self._probe = Probe(client)
@@ -64,19 +67,10 @@ class Members:
 
     async def drain(self, group: GroupKey, name: str, request: DrainRequest) -> None:
         """Raises `RendezvousError`."""
-        await self._run(lambda: self._of_group(group).request_drain(name, request))
+        await self._run(lambda: self._administrator.drain(GroupKeys(*group), name, request))
 
     async def evict(self, group: GroupKey, name: str) -> None:
-        await self._run(lambda: self._of_group(group).evict(name))
-
-    async def purge(self, group: GroupKey) -> None:
-        """Delete everything of a group that is no more."""
-        prefix = group_prefix(*group).encode()
-        request = DeleteRequest(prefix, prefix_end(prefix))
-        await self._run(lambda: self._client.retry(DELETE, request, OPERATION_SECONDS))
-
-    def _of_group(self, group: GroupKey) -> EtcdRendezvous:
-        return EtcdRendezvous(self._client, GroupKeys(*group), lease_ttl=0)
+        await self._run(lambda: self._administrator.evict(GroupKeys(*group), name))
 
     async def _run(self, request: Callable[[], object]) -> None:
         await self._loop.run_in_executor(self._threads, request)
@@ -103,6 +97,8 @@ class Members:
 
     def _replace(self, found: dict[GroupKey, dict[str, MemberRecord]]) -> None:
         before, self._records = self._records, found
+        if self.listed.is_set():
+            self.store += 1
         self.listed.set()
         for group in before.keys() | found.keys():
             if before.get(group) != found.get(group):

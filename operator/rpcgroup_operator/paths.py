@@ -6,7 +6,20 @@ from typing import Final
 
 from rpcgroup.contract import API_VERSION, PLURAL
 
-__all__ = ["ALL_PODS", "budget", "events", "group", "groups", "lease", "leases", "pod", "pods", "secrets"]
+__all__ = [
+    "ALL_PODS",
+    "budget",
+    "events",
+    "group",
+    "groups",
+    "lease",
+    "leases",
+    "namespace",
+    "pod",
+    "pods",
+    "secret",
+    "secrets",
+]
 
 ALL_PODS: Final = "/api/v1/pods"
 
@@ -25,6 +38,14 @@ def pods(namespace: str) -> str:
 
 def pod(namespace: str, name: str) -> str:
     return f"{pods(namespace)}/{name}"
+
+
+def namespace(name: str) -> str:
+    return f"/api/v1/namespaces/{name}"
+
+
+def secret(namespace: str, name: str) -> str:
+    return f"{secrets(namespace)}/{name}"
 
 
 def secrets(namespace: str) -> str:

@@ -12,17 +12,18 @@ import kopf
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient
 
+from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.etcd.client import EtcdClient
-from rpcgroup.membership.etcd.credentials import EtcdCredentials
 from rpcgroup_operator import handlers
 from rpcgroup_operator.api import KubeApi
 from rpcgroup_operator.events import Events
+from rpcgroup_operator.installation import etcd_access, owner
 from rpcgroup_operator.leader import Election
 from rpcgroup_operator.members import GroupKey, Members
 from rpcgroup_operator.metrics import Metrics
+from rpcgroup_operator.places import Places
 from rpcgroup_operator.pod_watch import PodWatch
 from rpcgroup_operator.reconciler import Reconciler
-from rpcgroup_operator.render import Rendezvous
 from rpcgroup_operator.settings import Settings
 from rpcgroup_operator.store import Store
 from rpcgroup_operator.work_queue import WorkQueue
@@ -31,6 +32,9 @@ __all__ = ["run"]
 
 HUNG_SECONDS: Final = 60.0
 """Without one reconcile done while there is work: the liveness probe fails."""
+
+REFUSED_SECONDS: Final = 5.0
+"""After etcd has refused the operator: it will not relent at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +52,17 @@ async def run(settings: Settings) -> None:
             for queue in woken:
                 queue.add(key)
 
-        members = Members(EtcdClient(settings.etcd, EtcdCredentials.from_env()), wake)
+        access = await etcd_access(api, settings)
+        etcd = EtcdClient(access.endpoints, access.credentials)
+        stack.callback(etcd.close)
+        places = Places(etcd, access, await owner(api, settings))
+        members = Members(etcd, wake)
         stack.callback(members.close)
         events = Events(api, settings.identity)
         metrics = Metrics()
         metrics.count_groups(lambda: len(store.groups))
         stack.enter_context(metrics.serve(settings.metrics_port))
-        reconciler = Reconciler(api, members, store, Rendezvous(settings.rendezvous), events, metrics)
+        reconciler = Reconciler(api, members, store, settings.rendezvous, places, events, metrics)
         synced = asyncio.Event()
         pod_watches = [PodWatch(api, store, wake, n) for n in settings.watch_namespaces or ("",)]
 
@@ -62,11 +70,13 @@ async def run(settings: Settings) -> None:
             await synced.wait()
             for watch in pod_watches:
                 await watch.listed.wait()
+            await _open(places)
+            members.start()
             await members.listed.wait()
             queue = WorkQueue(reconciler.reconcile, settings.workers)
             woken.append(queue)
             metrics.leading.set(1)
-            for key in list(store.groups):
+            for key in {*store.groups, *places.marked}:  # also those that went while no operator was there
                 queue.add(key)
             await queue.run()
 
@@ -79,7 +89,6 @@ async def run(settings: Settings) -> None:
         kopf.on.startup(registry=registry)(_configure)
         kopf.on.login(registry=registry)(_login)
         kopf.on.probe(id="reconcile", registry=registry)(_Progress(woken).check)
-        members.start()
         election = Election(api, settings.own_namespace(), settings.lease_name, settings.identity)
         leading = asyncio.create_task(election.lead(work) if settings.leader_election else work())
         tasks = [
@@ -99,6 +108,18 @@ async def run(settings: Settings) -> None:
                 raise result
         if not leading.cancelled():
             raise RuntimeError("the lease was lost: ending, so that a fresh process takes over")
+
+
+async def _open(places: Places) -> None:
+    """Until etcd answers."""
+    while True:
+        try:
+            return await places.open(0)
+        except RendezvousUnavailableError:
+            pass  # the client logs outages
+        except RendezvousError as exc:
+            _log.error("etcd lets this operator do nothing; trying on: %s", exc)
+            await asyncio.sleep(REFUSED_SECONDS)
 
 
 async def _watch(registry: kopf.OperatorRegistry, settings: Settings) -> None:

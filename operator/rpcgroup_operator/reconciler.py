@@ -26,6 +26,7 @@ from rpcgroup_operator.equipment import Equipment
 from rpcgroup_operator.events import Events
 from rpcgroup_operator.members import GroupKey, Members
 from rpcgroup_operator.metrics import Metrics
+from rpcgroup_operator.places import Places
 from rpcgroup_operator.pods import Pod, is_of, joined_condition, observe
 from rpcgroup_operator.status import rfc3339, status_from, status_to
 from rpcgroup_operator.store import Group, Store
@@ -52,18 +53,20 @@ class Reconciler:
         api: KubeApi,
         members: Members,
         store: Store,
-        rendezvous: render.Rendezvous,
+        endpoints: str,
+        places: Places,
         events: Events,
         metrics: Metrics,
     ) -> None:
         self._api = api
         self._members = members
         self._store = store
-        self._rendezvous = rendezvous
+        self._endpoints = endpoints
+        self._places = places
         self._events = events
         self._metrics = metrics
         self._turns = Turns(REQUESTS)
-        self._equipment = Equipment(api, members)
+        self._equipment = Equipment(api, members, places)
         self._told: set[str] = set()
         """Pods (UIDs) whose workers this process has asked to leave."""
         self._reported: dict[GroupKey, float] = {}
@@ -240,7 +243,8 @@ class Reconciler:
                 await self._delete(group, name, grace)
 
     async def _create(self, group: Group, spec: RPCGroup, create: Create, failures: int) -> None:
-        body = render.pod(spec, group.uid, create, self._rendezvous, failures)
+        rendezvous = render.Rendezvous(self._endpoints, self._places.has_users, self._places.has_ca)
+        body = render.pod(spec, group.uid, create, rendezvous, failures)
         try:
             raw = await self._api.create(paths.pods(group.key[0]), body)
         except ApiError as exc:

@@ -15,6 +15,8 @@ __all__ = [
     "Rendezvous",
     "disruption_budget",
     "drain_mark",
+    "etcd_secret",
+    "etcd_secret_name",
     "pod",
     "pod_labels",
     "secret",
@@ -26,6 +28,8 @@ __all__ = [
 Object = dict[str, Any]
 
 SECRET_KEY = "secret"
+ETCD_PASSWORD_KEY = "etcd-password"
+ETCD_CA_KEY = "etcd-ca.crt"
 SECRET_MOUNT = "/var/run/secrets/rpcgroup.dev"
 VOLUME = "rpcgroup-secret"
 # Readable by the group alone: the worker refuses a secret that everybody can read.
@@ -34,9 +38,13 @@ SECRET_MODE = 0o440
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the workers find etcd: `HOST:PORT[,HOST:PORT...]`."""
+    """Where the workers find etcd, `HOST:PORT[,HOST:PORT...]`, and what they need to get in."""
 
     endpoints: str
+    users: bool = False
+    """Each group has its own."""
+    ca: bool = False
+    """etcd speaks TLS, and this says which etcd is the right one."""
 
     def url(self, group: RPCGroup) -> str:
         return f"etcd://{self.endpoints}/{group.metadata.namespace}/{group.metadata.name}"
@@ -71,8 +79,9 @@ def pod(group: RPCGroup, owner_uid: str, create: Create, rendezvous: Rendezvous,
     spec.setdefault("hostname", create.name)
     gates = spec.setdefault("readinessGates", [])
     gates.append({"conditionType": contract.READINESS_GATE})
+    sources = [{"secret": {"name": name}} for name in secret_names(group, owner_uid, rendezvous)]
     spec.setdefault("volumes", []).append(
-        {"name": VOLUME, "secret": {"secretName": secret_name(group), "defaultMode": SECRET_MODE}}
+        {"name": VOLUME, "projected": {"sources": sources, "defaultMode": SECRET_MODE}}
     )
     container = main_container(spec)
     container.setdefault("volumeMounts", []).append(
@@ -114,6 +123,11 @@ def environment(group: RPCGroup, create: Create, rendezvous: Rendezvous) -> list
         contract.ENV_RENDEZVOUS: rendezvous.url(group),
         contract.ENV_SECRET_FILE: f"{SECRET_MOUNT}/{SECRET_KEY}",
     }
+    if rendezvous.users:
+        own[contract.ENV_ETCD_USERNAME] = contract.etcd_user(group.metadata.namespace, group.metadata.name)
+        own[contract.ENV_ETCD_PASSWORD_FILE] = f"{SECRET_MOUNT}/{ETCD_PASSWORD_KEY}"
+    if rendezvous.ca:
+        own[contract.ENV_ETCD_CA_FILE] = f"{SECRET_MOUNT}/{ETCD_CA_KEY}"
     fields = {
         contract.ENV_POD_NAME: "metadata.name",
         contract.ENV_POD_UID: "metadata.uid",
@@ -143,20 +157,42 @@ def secret_name(group: RPCGroup) -> str:
     return f"{group.metadata.name}-rpcgroup"
 
 
+def etcd_secret_name(group: RPCGroup, uid: str) -> str:
+    """Another for each group that ever has the name: what it holds is of one only."""
+    return f"{group.metadata.name}-rpcgroup-etcd-{uid[:8]}"
+
+
+def secret_names(group: RPCGroup, uid: str, rendezvous: Rendezvous) -> list[str]:
+    """What a worker finds under SECRET_MOUNT."""
+    of_etcd = [etcd_secret_name(group, uid)] if rendezvous.users or rendezvous.ca else []
+    return [secret_name(group), *of_etcd]
+
+
 def secret(group: RPCGroup, owner_uid: str, value: str) -> Object:
     """The group's secret, made once."""
+    return _secret(group, owner_uid, secret_name(group), {SECRET_KEY: value})
+
+
+def etcd_secret(group: RPCGroup, owner_uid: str, password: str, ca: bytes) -> Object:
+    """What lets the group's workers into etcd, made once; without what is empty. `ca` is PEM."""
+    values = {ETCD_PASSWORD_KEY: password, ETCD_CA_KEY: ca.decode()}
+    content = {key: value for key, value in values.items() if value}
+    return _secret(group, owner_uid, etcd_secret_name(group, owner_uid), content)
+
+
+def _secret(group: RPCGroup, owner_uid: str, name: str, content: dict[str, str]) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "Opaque",
         "immutable": True,
         "metadata": {
-            "name": secret_name(group),
+            "name": name,
             "namespace": group.metadata.namespace,
             "labels": {contract.LABEL_GROUP: group.metadata.name},
             "ownerReferences": [owner(group, owner_uid)],
         },
-        "stringData": {SECRET_KEY: value},
+        "stringData": content,
     }
 
 

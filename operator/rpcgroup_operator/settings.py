@@ -19,6 +19,16 @@ class Settings:
     """`HOST:PORT` of each member of the etcd in which the workers meet."""
     etcd_for_workers: str = ""
     """The same as workers reach it; default: as the operator does."""
+    etcd_secret: str = ""
+    """Secret with the certificates of the chart's etcd, made where there is none; empty: it is another's etcd, or
+    speaks no TLS."""
+    etcd_hosts: tuple[str, ...] = ()
+    """The names for which these certificates are."""
+    etcd_auth: bool = False
+    """Turn authentication on in the chart's etcd, as root."""
+    secret: str = ""
+    """Secret with what the operator alone has to know, made where there is none: from it come the passwords of
+    groups in etcd. Empty: groups get no users."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all."""
     workers: int = 32

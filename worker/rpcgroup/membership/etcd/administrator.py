@@ -55,6 +55,12 @@ class Administrator:
             if not member.lease:  # not written by a worker: nothing else would end it
                 self._write(member, RequestOp(request_delete_range=DeleteRequest(member.key)))
 
+    def suspect(self, group: GroupKeys, member: MemberRecord) -> None:
+        """Delete the record of a member that looks dead: if it lives, it puts it back."""
+        stored = self._member(group, member.name)
+        if stored and _incarnation(stored) == member.incarnation:
+            self._write(stored, RequestOp(request_delete_range=DeleteRequest(stored.key)))
+
     def purge(self, group: GroupKeys) -> None:
         """Delete everything of a group that is no more."""
         for prefix in group.prefixes:
@@ -83,3 +89,11 @@ class Administrator:
         """False where the member's record has changed since it was read."""
         guard = unchanged(member.key, member.mod_revision)
         return self._client.retry(TXN, TxnRequest([guard], [write]), OPERATION_SECONDS).succeeded
+
+
+def _incarnation(member: KeyValue) -> int | None:
+    """None for what is no record of this version."""
+    try:
+        return MemberRecord.from_json(member.value, member.create_revision).incarnation
+    except RendezvousError:
+        return None

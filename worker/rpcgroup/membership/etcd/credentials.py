@@ -15,13 +15,15 @@ __all__ = ["EtcdCredentials"]
 
 @dataclass(frozen=True)
 class EtcdCredentials:
-    """Files are PEM. Any of the three turns TLS on; without `ca_file` gRPC's own roots are trusted."""
+    """All PEM. Any of the certificates turns TLS on; without a CA gRPC's own roots are trusted."""
 
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
+    ca_pem: bytes = b""
+    """The CA's certificate itself, in place of `ca_file`."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> EtcdCredentials:
@@ -44,10 +46,12 @@ class EtcdCredentials:
 
     @property
     def tls(self) -> bool:
-        return bool(self.ca_file or self.cert_file)
+        return bool(self.ca_file or self.ca_pem or self.cert_file)
 
     def ca(self) -> bytes | None:
-        return _read(self.ca_file, "the certificate of etcd's CA") if self.ca_file else None
+        if self.ca_file:
+            return _read(self.ca_file, "the certificate of etcd's CA")
+        return self.ca_pem or None
 
     def cert(self) -> bytes | None:
         return _read(self.cert_file, "the etcd client certificate") if self.cert_file else None

@@ -96,6 +96,9 @@ class EtcdRendezvous:
     def evict(self, name: str) -> None:
         self._administrator.evict(self._keys, name)
 
+    def suspect(self, member: MemberRecord) -> None:
+        self._administrator.suspect(self._keys, member)
+
     def put_stats(self, stats: bytes) -> None:
         presence = self._presence
         if presence is None:

@@ -235,8 +235,9 @@ class Probe:
         self._thread.start()  # joined in stop()
 
     def stop(self) -> None:
+        """Idempotent; also of one that was never started."""
         self._stopped.set()
-        if self._thread is not threading.current_thread():
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:
