@@ -12,17 +12,20 @@ from typing import Any, Final, TypeVar
 
 from rpcgroup.agent.agent import UNSET_TIMEOUT, Agent, Target
 from rpcgroup.agent.options import AgentOptions
-from rpcgroup.environment import Environment, host_identity, own_address, read_secret
+from rpcgroup.contract import tls_name
+from rpcgroup.environment import Environment, host_identity, own_address, read_secret, read_tls_files
 from rpcgroup.errors import GroupError, NotInitializedError
 from rpcgroup.futures import Future
 from rpcgroup.group import Group
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest
-from rpcgroup.membership.url import open_rendezvous, parse_rendezvous_url
+from rpcgroup.membership.url import RendezvousUrl, open_rendezvous, parse_rendezvous_url
 from rpcgroup.rref.rref import RRef
 from rpcgroup.transport.base import Transport
+from rpcgroup.transport.credentials import TlsCredentials
 from rpcgroup.transport.memory import MemoryTransport
 from rpcgroup.transport.tcp import TcpTransport
+from rpcgroup.transport.tls import TlsTransport
 from rpcgroup.worker_info import WorkerInfo
 
 __all__ = [
@@ -190,7 +193,7 @@ def _not_initialized() -> NotInitializedError:
 
 def _make_group(name: str, url: str, environment: Environment, options: AgentOptions) -> Group:
     parsed = parse_rendezvous_url(url)
-    transport: Transport = _memory_transport if parsed.scheme == "memory" else TcpTransport()
+    transport = _make_transport(parsed)
     secret = read_secret()
     rendezvous = open_rendezvous(url)
     agent = Agent(
@@ -203,6 +206,15 @@ def _make_group(name: str, url: str, environment: Environment, options: AgentOpt
         options=options,
     )
     return Group(agent, rendezvous, environment.stats_interval)
+
+
+def _make_transport(url: RendezvousUrl) -> Transport:
+    if url.scheme == "memory":
+        return _memory_transport
+    files = read_tls_files()
+    if files is None:
+        return TcpTransport()
+    return TlsTransport(TlsCredentials(files, tls_name(url.namespace, url.group)))
 
 
 def _record(

@@ -43,6 +43,10 @@ ENV_ETCD_BINARY: Final = "RPCGROUP_ETCD"
 ENV_SECRET: Final = "RPCGROUP_SECRET"
 ENV_SECRET_FILE: Final = "RPCGROUP_SECRET_FILE"
 """A file that holds the group's secret; wins over ENV_SECRET, which other processes of the user can read."""
+ENV_TLS_CA_FILE: Final = "RPCGROUP_TLS_CA_FILE"
+ENV_TLS_CERT_FILE: Final = "RPCGROUP_TLS_CERT_FILE"
+ENV_TLS_KEY_FILE: Final = "RPCGROUP_TLS_KEY_FILE"
+"""PEM, for connections between workers: the group's authorities, the worker's certificate, its key. All or none."""
 ENV_HOST: Final = "RPCGROUP_HOST"
 """The address this worker listens on and announces; default: that of the interface that reaches etcd."""
 ENV_PORT: Final = "RPCGROUP_PORT"
@@ -63,6 +67,11 @@ ETCD_ROOT: Final = "/rpcgroup"
 def group_prefix(namespace: str, group: str) -> str:
     """The prefix that holds everything of one group, with its final slash."""
     return f"{ETCD_ROOT}/{namespace}/{group}/"
+
+
+def tls_name(namespace: str, group: str) -> str:
+    """The DNS name in the certificates of one group's workers."""
+    return f"{group}.{namespace}.{DOMAIN}"
 
 
 MEMBERS: Final = "members/"

@@ -12,8 +12,9 @@ from pathlib import Path
 from rpcgroup import contract
 from rpcgroup.errors import GroupError
 from rpcgroup.membership.url import parse_rendezvous_url
+from rpcgroup.transport.credentials import TlsFiles
 
-__all__ = ["Environment", "host_identity", "own_address"]
+__all__ = ["Environment", "host_identity", "own_address", "read_tls_files"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,20 @@ def read_secret(environ: Mapping[str, str] = os.environ) -> bytes:
             "members, e.g. made by: openssl rand -hex 32"
         )
     return secret
+
+
+def read_tls_files(environ: Mapping[str, str] = os.environ) -> TlsFiles | None:
+    """None where the group does without TLS; raises `GroupError` where some of the three are given and not all."""
+    names = contract.ENV_TLS_CA_FILE, contract.ENV_TLS_CERT_FILE, contract.ENV_TLS_KEY_FILE
+    missing = [name for name in names if not environ.get(name)]
+    if len(missing) == len(names):
+        return None
+    if missing:
+        raise GroupError(f"TLS needs all of {', '.join(names)}; not set: {', '.join(missing)}")
+    authorities, certificate, key = (Path(environ[name]) for name in names)
+    if key.exists() and stat.S_IMODE(os.stat(key).st_mode) & 0o007:
+        raise GroupError(f"the private key {key} can be read by everybody: chmod o-rwx {key}")
+    return TlsFiles(authorities, certificate, key)
 
 
 def own_address(rendezvous: str) -> str:

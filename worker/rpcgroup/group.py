@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from rpcgroup.agent.agent import Agent
 from rpcgroup.changes import Changes
+from rpcgroup.contract import ENV_TLS_CERT_FILE
 from rpcgroup.errors import GroupError, JoinError, NotInitializedError, RendezvousError
 from rpcgroup.executor import GroupExecutor
 from rpcgroup.membership.record import MemberRecord, MemberState
@@ -51,10 +52,11 @@ class Group:
         self.agent = agent
         self._rendezvous = rendezvous
         self._record: MemberRecord | None = None
-        self._lock = threading.Lock()  # guards _tracker, _epoch, _subscribers
+        self._lock = threading.Lock()  # guards _tracker, _epoch, _subscribers, _suspected
         self._changed = threading.Condition(self._lock)
         self._tracker = MemberTracker()
         self._epoch = 0
+        self._suspected: set[int] = set()
         self._subscribers: list[Changes] = []
         self._drain_callbacks: list[Callable[[DrainRequest], None]] = []
         self._drain: DrainRequest | None = None
@@ -66,6 +68,7 @@ class Group:
         """What becomes of a drain that no callback listens to."""
         agent.on_unreachable = self._unreachable
         agent.on_reachable = self._reachable
+        agent.on_refused = self._refused
 
     def join(self, record: MemberRecord, timeout: float = JOIN_TIMEOUT) -> None:
         """Enter; raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`, having left nothing behind."""
@@ -241,6 +244,24 @@ class Group:
     def _reachable(self, name: str, incarnation: int) -> None:
         self._apply([Reachable(name, incarnation)])
 
+    def _refused(self, name: str, incarnation: int) -> None:
+        """Its host says that nobody listens where that member was: its process has ended, most likely.
+
+        That is told once of an incarnation: whom I alone cannot reach would come and go with each call.
+        """
+        with self._lock:
+            record = self._tracker.members.get(name)
+            if record is None or record.incarnation != incarnation or incarnation in self._suspected:
+                return
+            self._suspected.add(incarnation)
+        self.agent.chores.submit(partial(self._suspect, record))
+
+    def _suspect(self, record: MemberRecord) -> None:
+        try:
+            self._rendezvous.suspect(record)
+        except RendezvousError as exc:
+            _log.info("%s looks dead, and the rendezvous was not told: %s", record.name, exc)
+
     def _apply(self, events: Sequence[TrackerEvent], epoch: int = 0) -> list[MemberRecord]:
         """Bring tracker and agent up to date; returns the members whose record has gone without a word."""
         with self._changed:
@@ -302,8 +323,17 @@ def admit(mine: MemberRecord, earlier: Sequence[MemberRecord]) -> None:
     for other in earlier:
         if other.id == mine.id and other.name != mine.name:
             raise JoinError(f"{mine.name} cannot join with rank {mine.id}: {other.name} has it already")
+        if scheme(other) != scheme(mine):
+            raise JoinError(
+                f"{mine.name} listens by {scheme(mine)}, {other.name} by {scheme(other)}: all members of a group "
+                f"have certificates ({ENV_TLS_CERT_FILE} and the others), or none has"
+            )
         if other.protocol != mine.protocol:
             raise JoinError(
                 f"{mine.name} speaks protocol version {mine.protocol}, {other.name} speaks {other.protocol}: "
                 "run one version of rpcgroup in a group"
             )
+
+
+def scheme(member: MemberRecord) -> str:
+    return member.address.partition("://")[0]

@@ -31,6 +31,7 @@ __all__ = [
     "RollingUpdate",
     "RolloutStrategy",
     "ScaleStrategy",
+    "Security",
     "SuccessPolicy",
 ]
 
@@ -194,6 +195,12 @@ class RolloutStrategy(Model):
     """Pods are replaced a few at a time; each is drained before it is deleted."""
 
 
+class Security(Model):
+    tls: bool = False
+    """Whether the workers talk TLS to one another, with a certificate authority of the group's own. It makes the
+    certificates and renews them while the workers run. Defaults to false."""
+
+
 class RPCGroupSpec(Model):
     """What is wanted of a group."""
 
@@ -211,6 +218,9 @@ class RPCGroupSpec(Model):
     device_maps: Annotated[list[DeviceMap], Field(max_length=256), keyed("from", "to")] = []
     """How the devices of the workers of one role stand to those of another. A worker reads this when it starts, so
     it can be changed only while the group is suspended. At most 256."""
+    security: Security = Security()
+    """What protects the workers beside the group's secret. A worker reads this when it starts, so it can be changed
+    only while the group is suspended."""
     scale_strategy: ScaleStrategy = ScaleStrategy()
     """Who leaves when replicas goes down."""
     rollout_strategy: RolloutStrategy = RolloutStrategy()

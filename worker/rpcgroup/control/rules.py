@@ -209,6 +209,14 @@ RULES: Final[Sequence[Rule]] = (
     ),
     Rule(
         of=RPCGroupSpec,
+        field="security",
+        expected="no change while the group is not suspended",
+        found=unseen,
+        kept="oldSelf.suspend || self.security == oldSelf.security",
+        got="another one",
+    ),
+    Rule(
+        of=RPCGroupSpec,
         field="managedBy",
         expected="no change, as it is immutable",
         found=unseen,

@@ -52,6 +52,10 @@ class GroupDirectory:
         return self.path / "secret"
 
     @property
+    def certificates(self) -> Path:
+        return self.path / "certificates"
+
+    @property
     def etcd(self) -> Path:
         return self.path / "etcd"
 
@@ -122,6 +126,7 @@ class GroupDirectory:
     def _clear(self) -> None:
         for file in (self.path / "state.json", self.socket, self.secret):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.certificates, ignore_errors=True)
         shutil.rmtree(self.etcd, ignore_errors=True)
 
 

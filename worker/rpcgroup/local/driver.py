@@ -20,6 +20,7 @@ from rpcgroup.control.model import RPCGroup
 from rpcgroup.control.plan import Action, Create, Delete, Drain, Evict, Plan, Restart, plan
 from rpcgroup.control.status import Outcome
 from rpcgroup.errors import EtcdServerError, RendezvousError, RendezvousUnavailableError
+from rpcgroup.local.certificates import LocalCertificates
 from rpcgroup.local.control import ControlServer
 from rpcgroup.local.directory import GroupDirectory
 from rpcgroup.local.etcd_server import EtcdServer
@@ -66,6 +67,10 @@ class LocalDriver:
         self._etcd = etcd
         self._url = f"etcd://{etcd.endpoint}/{group.metadata.namespace}/{group.metadata.name}"
         self._rendezvous = rendezvous
+        self._certificates: LocalCertificates | None = None
+        if group.spec.security.tls:
+            metadata = group.metadata
+            self._certificates = LocalCertificates(directory.certificates, metadata.namespace, metadata.name)
         self._reporter = reporter
         self._wakeup = wakeup
         self._facts = facts
@@ -87,6 +92,7 @@ class LocalDriver:
                 while signals:
                     self._stop(signals.popleft())
                 self._look_after_etcd(now)
+                self._look_after_certificates(now)
                 self._observe(observer.last, now)
                 planned = self._plan(now)
                 changed = [self._apply(action, now) for action in planned.actions]
@@ -144,6 +150,15 @@ class LocalDriver:
             self._etcd.start()
         except EtcdServerError as exc:
             self.event("etcd", str(exc))
+
+    def _look_after_certificates(self, now: float) -> None:
+        if self._certificates is None:
+            return
+        try:
+            if self._certificates.renew(now):
+                self.event(self.group.metadata.name, "new certificates")
+        except OSError as exc:
+            self.event(self.group.metadata.name, f"cannot write certificates: {exc}; trying again")
 
     def _observe(self, sighting: Sighting, now: float) -> None:
         if (sighting.away_since is None) != (self._sighting.away_since is None):
@@ -212,6 +227,7 @@ class LocalDriver:
             pod.uid,
             self._url,
             self._directory.secret,
+            self._certificates.env() if self._certificates else {},
         )
         template = self.group.roles()[pod.role][1]
         pod.start(command_of(template.spec.main, identity, os.environ), now)

@@ -37,6 +37,8 @@ class Identity:
     uid: str
     rendezvous: str
     secret_file: Path
+    certificates: Mapping[str, str]
+    """Variables that name their files; none where the group does without TLS."""
 
     def env(self) -> dict[str, str]:
         return {
@@ -50,6 +52,7 @@ class Identity:
             contract.ENV_HOST: "127.0.0.1",
             contract.ENV_POD_NAME: self.name,
             contract.ENV_POD_UID: self.uid,
+            **self.certificates,
         }
 
 
