@@ -86,6 +86,7 @@ def test_what_is_not_given_has_its_default(access: Access) -> None:
         "roles": [{"name": "a", "replicas": 1, "template": TEMPLATE}],
         "backoffLimit": 6,
         "suspend": False,
+        "security": {"tls": False},
         "rolloutStrategy": {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
     }
 
@@ -141,6 +142,12 @@ def test_device_maps_change_while_the_group_is_suspended(access: Access, namespa
     ]:
         written = group("g", template=TEMPLATE, suspend=suspend, deviceMaps=maps(device))
         assert apply(access, namespace, written)["spec"]["deviceMaps"] == maps(device)
+
+
+def test_tls_comes_and_goes_while_the_group_is_suspended(access: Access, namespace: str) -> None:
+    for suspend, tls in [(False, False), (True, False), (True, True), (False, True), (False, True)]:
+        written = group("g", template=TEMPLATE, suspend=suspend, security={"tls": tls})
+        assert apply(access, namespace, written)["spec"]["security"] == {"tls": tls}
 
 
 def test_kubectl_scale(access: Access, namespace: str) -> None:

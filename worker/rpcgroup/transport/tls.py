@@ -238,7 +238,7 @@ class TlsStream:
             incoming.write(data)
             try:
                 while n < len(into):
-                    got: int = read(len(into) - n, into[n:])  # type: ignore[assignment, arg-type]
+                    got: int = read(len(into) - n, into[n:])  # type: ignore[assignment]
                     if not got:
                         raise ConnectionResetError("the peer has ended TLS")
                     n += got
