@@ -10,6 +10,7 @@ import warnings
 import click
 from kubernetes.aio.config import ConfigException
 
+from rpcgroup_operator.api import ApiError
 from rpcgroup_operator.process import run
 from rpcgroup_operator.settings import Settings
 
@@ -83,6 +84,8 @@ def main(
         asyncio.run(run(settings))
     except ConfigException as exc:
         raise click.ClickException(f"no cluster is known: {exc} Set KUBECONFIG, or run it in a pod.") from exc
+    except ApiError as exc:
+        raise click.ClickException(f"the API server refuses what the operator needs: {exc}") from exc
 
 
 def silence() -> None:

@@ -21,6 +21,8 @@ CRD: Final = f"crd/rpcgroups.{DOMAIN}"
 WAYS: Final = {
     "default": {},
     "three-members": {"etcd": {"replicas": 3, "persistence": {"enabled": False}}},
+    "etcd-in-the-clear": {"etcd": {"tls": {"enabled": False}, "persistence": {"enabled": False}}},
+    "etcd-for-everybody": {"etcd": {"auth": {"enabled": False}}},
     "etcd-elsewhere": {
         "etcd": {
             "external": {
@@ -51,6 +53,7 @@ WRONG: Final = {
     "misspelt": ({"watchNamespace": ["a"]}, "watchNamespace"),
     "level": ({"logLevel": "loud"}, "/logLevel"),
     "endpoint": ({"etcd": {"external": {"endpoints": ["http://e:2379"]}}}, "/etcd/external/endpoints"),
+    "metrics-port": ({"metrics": {"port": 8080}}, "/metrics/port"),
     "nameless": ({"serviceAccount": {"create": False}}, "serviceAccount.name must be set"),
 }
 
@@ -108,6 +111,60 @@ def test_its_pods_pass_the_restricted_level(way: str, access: Access, namespace:
         access.kubectl(
             "create", "--dry-run=server", f"--namespace={namespace}", "--filename=-", input=manifest
         )
+
+
+def documents(rendered: str, kind: str) -> dict[str, Any]:
+    """By name."""
+    found = filter(None, yaml.safe_load_all(rendered))
+    return {document["metadata"]["name"]: document for document in found if document["kind"] == kind}
+
+
+def test_the_monitor_finds_the_operators_metrics(access: Access) -> None:
+    monitor = {"enabled": True, "interval": "10s", "labels": {"release": "prometheus"}}
+    rendered = template(access, {"metrics": {"port": 9191, "serviceMonitor": monitor}})
+    assert documents(template(access, {}), "ServiceMonitor") == {}
+    found = documents(rendered, "ServiceMonitor")["r-rpcgroup"]
+    assert found["metadata"]["labels"]["release"] == "prometheus"
+    service = documents(rendered, "Service")["r-rpcgroup-metrics"]
+    assert found["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    (endpoint,), (port,) = found["spec"]["endpoints"], service["spec"]["ports"]
+    assert (endpoint["port"], endpoint["interval"]) == (port["name"], "10s")
+    pod = documents(rendered, "Deployment")["r-rpcgroup-operator"]["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (container,) = pod["spec"]["containers"]
+    assert {"name": "metrics", "containerPort": 9191} in container["ports"]
+    assert "--metrics-port=9191" in container["args"]
+
+
+def test_every_member_of_etcd_is_in_the_certificate(access: Access) -> None:
+    rendered = template(access, WAYS["three-members"])
+    (etcd,) = documents(rendered, "StatefulSet")["r-rpcgroup-etcd"]["spec"]["template"]["spec"]["containers"]
+    (operator,) = documents(rendered, "Deployment")["r-rpcgroup-operator"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    (hosts,) = [a.partition("=")[2].split(",") for a in operator["args"] if a.startswith("--etcd-hosts=")]
+    (members,) = [a.partition("=")[2] for a in etcd["args"] if a.startswith("--initial-cluster=")]
+    urls = [member.partition("=")[2] for member in members.split(",")]
+    assert len(urls) == 3
+    assert {url.removeprefix("https://").removesuffix(":2380") for url in urls} < set(hosts)
+    (endpoint,) = [v["value"] for v in operator["env"] if v["name"] == "RPCGROUP_OPERATOR_ETCD"]
+    assert endpoint.removesuffix(":2379") in hosts
+
+
+def test_two_releases_in_a_namespace_share_nothing(access: Access) -> None:
+    one, two = (
+        access.helm("template", name, str(CHART), "--namespace=default", "--set=crd.install=false")
+        for name in ("one", "two")
+    )
+    names = [
+        {(d["kind"], d["metadata"]["name"]) for d in filter(None, yaml.safe_load_all(rendered))}
+        for rendered in (one, two)
+    ]
+    assert not names[0] & names[1]
+    for flag in ("--lease-name=", "--secret=", "--etcd-secret="):
+        assert [line for line in one.splitlines() if flag in line] != [
+            line for line in two.splitlines() if flag in line
+        ]
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -25,6 +25,7 @@ from tests.cluster.simulated_workers import SimulatedWorkers
 RELEASE_NAMESPACE: Final = "rpcgroup-system"
 ACCOUNT: Final = "rpcgroup"
 OPERATOR, DISCOVERY, LEADER = "rpcgroup-operator", "rpcgroup-discovery", "rpcgroup-leader"
+SECRETS: Final = "rpcgroup-secrets"
 REFUSED: Final = re.compile(r"forbidden|Not enough permissions", re.IGNORECASE)
 pytestmark = pytest.mark.timeout(300)
 
@@ -78,7 +79,8 @@ def operator(access: Access, folder: Path) -> Iterator[Program]:
         "operator",
         [
             *(sys.executable, "-m", "rpcgroup_operator", *container["args"]),
-            *(f"--liveness-port={free_port()}", f"--lease-namespace={RELEASE_NAMESPACE}"),
+            *(f"--liveness-port={free_port()}", f"--metrics-port={free_port()}"),
+            f"--lease-namespace={RELEASE_NAMESPACE}",
         ],
         folder / "operator.log",
         lambda: True,
@@ -232,6 +234,8 @@ RIGHTS: Final = [
     Right(OPERATOR, "events", "create"),
     Right(DISCOVERY, "customresourcedefinitions", "list", idle),
     Right(DISCOVERY, "customresourcedefinitions", "watch", idle),
+    Right(DISCOVERY, "namespaces", "get", idle),
+    Right(SECRETS, "secrets", "get", idle),
     Right(LEADER, "leases", "create", idle),
     Right(LEADER, "leases", "get", idle),
     Right(LEADER, "leases", "update", idle),
@@ -297,10 +301,19 @@ def without(right: Right, access: Access, until: Until) -> Iterator[None]:
         until(lambda: may(right, group, access))
 
 
+ONLY: Final = {
+    ("leases", "get"): ["rpcgroup-operator"],
+    ("leases", "update"): ["rpcgroup-operator"],
+    ("secrets", "get"): ["rpcgroup-operator"],
+    ("namespaces", "get"): ["kube-system"],
+}
+"""The one object for which a right is."""
+
+
 def may(right: Right, group: str, access: Access) -> bool:
     plural, _, part = right.resource.partition("/")
     resource = f"{plural}.{group}" if group else plural
-    name = ["rpcgroup-operator"] if right.role == LEADER and right.verb != "create" else []
+    name = ONLY.get((right.resource, right.verb), [])
     account = f"--as=system:serviceaccount:{RELEASE_NAMESPACE}:{ACCOUNT}"
     where = f"--namespace={RELEASE_NAMESPACE}"
     try:

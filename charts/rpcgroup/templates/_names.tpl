@@ -37,6 +37,16 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- if not .Values.etcd.external.endpoints }}true{{ end }}
 {{- end }}
 
+{{/* The names of the chart's etcd in its certificate: the service's, and each member's, by which members check each other. */}}
+{{- define "rpcgroup.etcdHosts" -}}
+{{- $name := printf "%s-etcd" (include "rpcgroup.fullname" .) -}}
+{{- $hosts := list "localhost" "127.0.0.1" (printf "%s.%s.svc" $name .Release.Namespace) -}}
+{{- range $index := until (int .Values.etcd.replicas) -}}
+{{- $hosts = append $hosts (printf "%s-%d.%s-peers.%s.svc" $name $index $name $.Release.Namespace) -}}
+{{- end -}}
+{{- join "," $hosts }}
+{{- end }}
+
 {{/* HOST:PORT[,HOST:PORT...], for the operator and the workers. */}}
 {{- define "rpcgroup.etcdEndpoints" -}}
 {{- if include "rpcgroup.ownEtcd" . }}{{ include "rpcgroup.fullname" . }}-etcd.{{ .Release.Namespace }}.svc:2379
