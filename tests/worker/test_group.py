@@ -354,13 +354,48 @@ def test_a_member_that_cannot_be_reached_and_is_registered_stays_a_member() -> N
         group = cluster["a"]
         assert group.agent.rpc_sync("b", echo, (1,)) == 1
         assert not group.is_unreachable("b")
-        network.refuse(cluster.address("b"))
+        network.silence(cluster.address("b"))
         network.sever(cluster.address("b"))
         until(lambda: group.is_unreachable("b"))
         assert names(group) == ["a", "b"]
         network.restore(cluster.address("b"))
         assert group.agent.rpc_sync("b", echo, (1,)) == 1
         assert not group.is_unreachable("b")
+
+
+def test_a_member_whose_process_has_ended_is_dead_for_all_at_once(cluster: LocalCluster) -> None:
+    """Its lease goes on, and nobody has seen its process end; one connection to its port is enough."""
+    changes = cluster["b"].changes()
+    cluster.crash("c")
+    with pytest.raises((PeerUnreachableError, DrainedError)):
+        cluster.agent("a").rpc_sync("c", echo)
+    change = changes.get(PATIENCE)
+    assert change is not None
+    assert (change.kind, change.member.name) == (ChangeKind.DIED, "c")
+    until(lambda: names(cluster["a"]) == ["a", "b"])
+    changes.close()
+
+
+def test_a_worker_that_only_looks_dead_is_a_member_again_and_then_left_in_peace() -> None:
+    network = FaultyTransport(MemoryTransport())
+    with LocalCluster("ab", transport=network) as cluster:
+        incarnation, before = cluster["b"].me.incarnation, cluster["a"].epoch
+
+        def fail() -> None:
+            with pytest.raises((PeerUnreachableError, UnknownWorkerError)):
+                cluster.agent("a").rpc_sync("b", echo)
+
+        network.refuse(cluster.address("b"))
+        fail()
+        gone_and_back = before + 2
+        until(lambda: cluster["a"].epoch == gone_and_back)
+        fail()
+        fail()
+        assert names(cluster["a"]) == ["a", "b"]
+        assert cluster["a"].members()[1].incarnation == incarnation
+        network.restore(cluster.address("b"))
+        assert cluster.agent("a").rpc_sync("b", echo, (1,)) == 1
+        assert cluster["a"].epoch == gone_and_back
 
 
 def test_a_worker_that_comes_back_is_a_new_incarnation(cluster: LocalCluster) -> None:

@@ -249,6 +249,8 @@ class Group:
 
         That is told once of an incarnation: whom I alone cannot reach would come and go with each call.
         """
+        if name == self.name:
+            return
         with self._lock:
             record = self._tracker.members.get(name)
             if record is None or record.incarnation != incarnation or incarnation in self._suspected:

@@ -346,6 +346,39 @@ def test_who_is_evicted_by_mistake_comes_back(place: Place, listeners: Listeners
     assert first.put("w1")[-1] == mine
 
 
+def test_who_looks_dead_and_is_loses_its_record_without_a_word(place: Place, listeners: Listeners) -> None:
+    first, second = listeners(2)
+    join(place.open(), "w0", first)
+    crashed = place.open()
+    mine = join(crashed, "w1", second)
+    crashed.close()
+    place.open().suspect(mine)
+    place.open().suspect(mine)
+    first.wait(lambda me: me.gone("w1"))
+    assert first.story("w1") == ["+w1:joining", "-w1:joining"]
+    assert set(place.open().view().members) == {"w0"}
+
+
+def test_who_looks_dead_and_lives_puts_its_record_back(place: Place, listeners: Listeners) -> None:
+    first, second = listeners(2)
+    join(place.open(), "w0", first)
+    mine = join(place.open(), "w1", second)
+    place.open().suspect(mine)
+    first.wait(lambda me: me.gone("w1") and "w1" in me.views[-1].members)
+    assert first.put("w1")[-1] == mine
+
+
+def test_a_suspicion_of_an_earlier_incarnation_is_late(place: Place, listeners: Listeners) -> None:
+    first, second = listeners(2)
+    seat = place.open()
+    before = join(seat, "w0", first)
+    seat.leave(TIMEOUT)
+    now = join(place.open(), "w0", second)
+    place.open().suspect(before)
+    assert place.open().view().members == {"w0": now}
+    assert second.story() == ["+w0:joining"]
+
+
 # Looking.
 def test_view_without_joining(place: Place, listener: RecordingListener) -> None:
     looker = place.open()

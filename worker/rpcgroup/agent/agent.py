@@ -73,7 +73,7 @@ class Agent:
     """Listens from the start, serves from `start` on, ends with `close`. Every public method is thread-safe.
 
     It learns of the group by `add_member` and `remove_member`, and tells by `on_unreachable(name, incarnation)`
-    whom it cannot reach any more.
+    whom it cannot reach any more, by `on_refused(name, incarnation)` where nobody listens any more.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Agent:
         """Leaving: calls that arrive are answered with `DrainedError`."""
         self.on_unreachable: Callable[[str, int], None] = lambda name, incarnation: None
         self.on_reachable: Callable[[str, int], None] = lambda name, incarnation: None
+        self.on_refused: Callable[[str, int], None] = lambda name, incarnation: None
         self.codec = Codec(RRef)
         self.receive_pool = ReceivePool()
         self.monitor = Monitor(self, name)

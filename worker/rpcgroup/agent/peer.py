@@ -125,7 +125,10 @@ class Peer:
         while True:
             try:
                 return self._dial(channel_id, received, resuming, max(0.01, deadline - time.monotonic()))
-            except (ConnectionRefusedError, HandshakeError):
+            except ConnectionRefusedError:
+                self.agent.on_refused(self.name, self.incarnation)
+                raise
+            except HandshakeError:
                 raise
             except OSError:
                 in_vain = self.gone or self.agent.closing

@@ -247,6 +247,12 @@ class MemoryRendezvous:
                 group.put(replace(group.members[name], state=MemberState.EVICTED))
                 group.expire(name)
 
+    def suspect(self, member: MemberRecord) -> None:
+        with self._there() as group:
+            stored = group.members.get(member.name)
+            if stored and stored.incarnation == member.incarnation:
+                group.expire(member.name)
+
     def put_stats(self, stats: bytes) -> None:
         with self._group.changed:
             if self.record and not self._group.away:

@@ -157,6 +157,14 @@ class Rendezvous(Protocol):
         """
         ...
 
+    def suspect(self, member: MemberRecord) -> None:
+        """Take away the record of a member that looks dead from here; nothing where another has its name.
+
+        The others find out by themselves: for whoever reaches it, it stays a member, and if it lives it puts
+        its record back at once.
+        """
+        ...
+
     def put_stats(self, stats: bytes) -> None:
         """Publish what `status` and `top` show of me; best effort, gone with my lease."""
         ...

@@ -43,6 +43,7 @@ class LocalCluster:
         self._options = options
         self._group = group
         self._groups: dict[str, Group] = {}
+        self._seats: dict[str, MemoryRendezvous] = {}
         try:
             for name in names:
                 self.join(name)
@@ -61,11 +62,12 @@ class LocalCluster:
             host=host,
             options=self._options,
         )
-        group = Group(agent, MemoryRendezvous(self.rendezvous), STATS_SECONDS)
+        seat = MemoryRendezvous(self.rendezvous)
+        group = Group(agent, seat, STATS_SECONDS)
         group.join(
             MemberRecord(name=name, role=role, id=rank, address=agent.address, state=MemberState.READY)
         )
-        self._groups[name] = group
+        self._groups[name], self._seats[name] = group, seat
         for other in list(self._groups.values()):  # others may join meanwhile
             other.wait_for(len(self._groups), timeout=10)
         return group
@@ -73,12 +75,17 @@ class LocalCluster:
     def leave(self, name: str, *, graceful: bool = True) -> None:
         self._groups.pop(name).leave(graceful)
 
-    def evict(self, name: str) -> None:
-        """Take a member for dead, as the operator does when its process has gone; its agent ends at once."""
+    def crash(self, name: str) -> None:
+        """End a member as a process ends that is killed: its record stays."""
         group = self._groups.pop(name)
+        self._seats[name].close()
         group.agent.close()
-        MemoryRendezvous(self.rendezvous).evict(name)
         group.leave(graceful=False)
+
+    def evict(self, name: str) -> None:
+        """The same, and take it for dead, as the operator does when a process has gone."""
+        self.crash(name)
+        MemoryRendezvous(self.rendezvous).evict(name)
 
     def agent(self, name: str) -> Agent:
         return self._groups[name].agent
