@@ -31,12 +31,16 @@ _WATCH_TIMEOUT: Final = ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, 
 
 
 class ApiError(Exception):
-    """The API server has refused a request. `status` is the HTTP status, `reason` Kubernetes' word for it."""
+    """The API server has refused a request.
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    `status` is the HTTP status, `reason` Kubernetes' word for it, `causes` its words for the details.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, causes: frozenset[str] = frozenset()) -> None:
         super().__init__(message or reason or f"HTTP status {status}")
         self.status = status
         self.reason = reason
+        self.causes = causes
 
 
 class KubeApi:
@@ -132,7 +136,13 @@ class KubeApi:
 
 def _refusal(status: int, data: bytes) -> ApiError:
     answer = _parsed(data)
-    return ApiError(status, str(answer.get("reason", "")), str(answer.get("message", "")))
+    causes = (answer.get("details") or {}).get("causes") or []
+    return ApiError(
+        status,
+        str(answer.get("reason", "")),
+        str(answer.get("message", "")),
+        frozenset(str(cause.get("reason", "")) for cause in causes),
+    )
 
 
 def _parsed(data: bytes) -> Object:

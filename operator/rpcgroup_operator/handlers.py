@@ -13,9 +13,9 @@ import kopf
 
 from rpcgroup.contract import API_VERSION, PLURAL
 from rpcgroup_operator.members import GroupKey
-from rpcgroup_operator.store import Group, Store
+from rpcgroup_operator.store import Store
 
-__all__ = ["register"]
+__all__ = ["NothingKept", "register"]
 
 _GROUP, _VERSION = API_VERSION.split("/")
 
@@ -25,11 +25,25 @@ def register(registry: kopf.OperatorRegistry, store: Store, wake: Callable[[Grou
 
     @kopf.index(_GROUP, _VERSION, PLURAL, registry=registry)
     async def remember_group(body: kopf.Body, **_: Any) -> None:
-        store.put_group(Group.of(dict(body)))
+        store.put_group(dict(body))
 
     @kopf.on.event(_GROUP, _VERSION, PLURAL, registry=registry)
     async def group_changed(event: kopf.RawEvent, **_: Any) -> None:
-        group = Group.of(dict(event["object"]))
+        metadata = event["object"]["metadata"]
+        key = metadata["namespace"], metadata["name"]
         if event["type"] == "DELETED":
-            store.drop_group(group.key, group.uid)
-        wake(group.key)
+            store.drop_group(key, metadata["uid"])
+        wake(key)
+
+
+class NothingKept(kopf.DiffBaseStorage):
+    """No handler here is told what has changed, so no copy of an object need be made and compared."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None

@@ -7,6 +7,7 @@ from typing import Final
 from rpcgroup.contract import API_VERSION, PLURAL
 
 __all__ = [
+    "ALL_GROUPS",
     "ALL_PODS",
     "budget",
     "events",
@@ -21,6 +22,7 @@ __all__ = [
     "secrets",
 ]
 
+ALL_GROUPS: Final = f"/apis/{API_VERSION}/{PLURAL}"
 ALL_PODS: Final = "/api/v1/pods"
 
 

@@ -14,7 +14,7 @@ from kubernetes.aio.client import ApiClient
 
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.etcd.client import EtcdClient
-from rpcgroup_operator import handlers
+from rpcgroup_operator import handlers, paths
 from rpcgroup_operator.api import KubeApi
 from rpcgroup_operator.events import Events
 from rpcgroup_operator.installation import etcd_access, owner
@@ -67,7 +67,8 @@ async def run(settings: Settings) -> None:
         pod_watches = [PodWatch(api, store, wake, n) for n in settings.watch_namespaces or ("",)]
 
         async def work() -> None:
-            await synced.wait()
+            if await _any_groups(api, settings):  # of none kopf tells nothing
+                await synced.wait()
             for watch in pod_watches:
                 await watch.listed.wait()
             await _open(places)
@@ -110,6 +111,11 @@ async def run(settings: Settings) -> None:
             raise RuntimeError("the lease was lost: ending, so that a fresh process takes over")
 
 
+async def _any_groups(api: KubeApi, settings: Settings) -> bool:
+    wheres = [paths.groups(name) for name in settings.watch_namespaces] or [paths.ALL_GROUPS]
+    return any([(await api.get(f"{where}?limit=1"))["items"] for where in wheres])
+
+
 async def _open(places: Places) -> None:
     """Until etcd answers."""
     while True:
@@ -135,6 +141,7 @@ async def _watch(registry: kopf.OperatorRegistry, settings: Settings) -> None:
 
 def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.posting.enabled = False  # the reconciler writes what people should read
+    settings.persistence.diffbase_storage = handlers.NothingKept()
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
 

@@ -7,7 +7,7 @@ must not bring the state before it back, or the same work would be planned twice
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -39,9 +39,16 @@ class Group:
     status: Mapping[str, Any] = field(hash=False)
 
     @classmethod
-    def of(cls, raw: dict[str, Any]) -> Group:
+    def of(cls, raw: dict[str, Any], known: Group | None = None) -> Group:
+        """`known` is an earlier state of it: of the same generation it has the same spec, and is not read again."""
         metadata = raw["metadata"]
-        spec, fault = _parsed(raw)
+        if known is not None and (known.uid, known.generation) == (
+            metadata["uid"],
+            metadata.get("generation"),
+        ):
+            spec, fault = known.spec, known.fault
+        else:
+            spec, fault = _parsed(raw)
         return cls(
             key=(metadata["namespace"], metadata["name"]),
             uid=metadata["uid"],
@@ -67,12 +74,17 @@ class Store:
     def all_pods(self) -> list[tuple[GroupKey, Pod]]:
         return [(key, pod) for key, pods in self._pods.items() for pod in pods.values()]
 
-    def put_group(self, group: Group) -> bool:
-        """Whether it is news."""
-        known = self.groups.get(group.key)
-        if known is not None and known.uid == group.uid and known.version >= group.version:
-            return False
-        self.groups[group.key] = group
+    def put_group(self, raw: dict[str, Any]) -> bool:
+        """`raw` as the API server writes it. Whether it is news."""
+        metadata = raw["metadata"]
+        key = metadata["namespace"], metadata["name"]
+        known = self.groups.get(key)
+        if known is not None and known.uid == metadata["uid"]:
+            if known.version >= int(metadata["resourceVersion"]):
+                return False
+            self.groups[key] = Group.of(raw, known)
+        else:
+            self.groups[key] = Group.of(raw)
         return True
 
     def drop_group(self, key: GroupKey, uid: str) -> None:
@@ -89,6 +101,16 @@ class Store:
             return False
         self._pods.setdefault(key, {})[pod.name] = pod
         return True
+
+    def put_raw_pod(self, raw: dict[str, Any]) -> bool:
+        pod = Pod.of(raw)
+        return pod is not None and self.put_pod(group_of_pod(raw), pod)
+
+    def mark_deleting(self, key: GroupKey, name: str, uid: str) -> None:
+        """The API server has taken its deletion; the watch will say so too."""
+        pod = self.pods(key).get(name)
+        if pod is not None and pod.uid == uid:
+            self._pods[key][name] = replace(pod, deleting=True)
 
     def drop_pod(self, key: GroupKey, name: str, uid: str) -> None:
         self._gone[uid] = None
