@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -51,17 +52,20 @@ class Election:
         working = asyncio.ensure_future(work())
         holding = asyncio.create_task(self._hold())
         try:
-            await asyncio.wait({working, holding}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-            else:
+            done, _ = await asyncio.wait({working, holding}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if holding in done:
                 _log.error("the lease %s/%s was lost", self._namespace, self._name)
         finally:
-            for task in (working, holding):
-                task.cancel()
-            await asyncio.gather(working, holding, return_exceptions=True)
-            if holding.cancelled():
-                await self._release()
+            await _to_its_end(self._end(working, holding))
+
+    async def _end(self, working: asyncio.Future[None], holding: asyncio.Future[None]) -> None:
+        for task in (working, holding):
+            task.cancel()
+        await asyncio.gather(working, holding, return_exceptions=True)
+        if holding.cancelled():
+            await self._release()
 
     async def _hold(self) -> None:
         renewed = time.monotonic()
@@ -134,6 +138,14 @@ class Election:
             "metadata": {"name": self._name, "namespace": self._namespace},
             "spec": spec,
         }
+
+
+async def _to_its_end(job: Coroutine[Any, Any, None]) -> None:
+    """Cancelled or not: kopf, when it stops, cancels every task that began after it, and so does who began this one."""
+    task = asyncio.create_task(job)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
 
 
 def _now() -> str:
