@@ -84,7 +84,7 @@ class Certificates:
 
 def _authorities_in(secret: Object | None) -> tuple[Authority, ...]:
     certificates, keys = (PEM.findall(_value(secret, key)) for key in (render.CA_KEY, render.CA_PRIVATE_KEY))
-    return tuple(Authority(*pair) for pair in zip(certificates, keys))
+    return tuple(Authority(*pair) for pair in zip(certificates, keys, strict=False))
 
 
 def _files_in(secret: Object | None) -> Files | None:

@@ -65,6 +65,7 @@ def bomb(tmp_path: Path) -> Iterator[bytes]:
 
 def dial(cluster: LocalCluster) -> Stream:
     stream = cluster.transport.connect(cluster.address("b"), PATIENCE)
+    stream.handshake(PATIENCE)
     stream.set_handshake_timeout(PATIENCE)
     return stream
 

@@ -23,6 +23,7 @@ from enum import Enum
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -34,7 +35,11 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 __all__ = [
+    "AUTHORITY_LIFE",
+    "BACKDATE",
     "DELAY",
+    "LEAF_LIFE",
+    "ROLLOVER",
     "Authority",
     "Files",
     "Phase",
@@ -94,10 +99,7 @@ class Authority:
         return _not_after(x509.load_pem_x509_certificate(self.certificate))
 
     def is_usable(self, now: float) -> bool:
-        try:
-            return _fit(self.certificate, self.key) and now < self.not_after
-        except ValueError:
-            return False
+        return _fit(self.certificate, self.key) and now < self.not_after
 
     def sign(self, name: str, bundle: bytes, now: float) -> Files:
         """A new leaf for the DNS name `name`, with a key of its own. It does not outlive this authority."""
@@ -150,12 +152,14 @@ class Files:
         return leaf.issuer == x509.load_pem_x509_certificate(authority.certificate).subject
 
     def is_usable(self, name: str) -> bool:
-        try:
-            leaf = x509.load_pem_x509_certificate(self.certificate)
-            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            return _fit(self.certificate, self.key) and [*names] == [x509.DNSName(name)]
-        except (ValueError, x509.ExtensionNotFound):
+        if not _fit(self.certificate, self.key):
             return False
+        leaf = x509.load_pem_x509_certificate(self.certificate)
+        try:
+            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return False
+        return [*names] == [x509.DNSName(name)]
 
 
 def wanted_authorities(present: Sequence[Authority], now: float) -> tuple[Authority, ...]:
@@ -172,10 +176,13 @@ def wanted_files(authorities: Sequence[Authority], present: Files | None, name: 
         present = None
     signer = authorities[_SIGNER[phase(authorities, present, now)]]
     bundle = b"".join(a.certificate for a in authorities)
-    if present is not None and present.bundle == bundle and present.is_by(signer):
-        if now < _renewed_at(present, signer):
-            return present
-    return signer.sign(name, bundle, now)
+    stands = (
+        present is not None
+        and present.bundle == bundle
+        and present.is_by(signer)
+        and now < _renewed_at(present, signer)
+    )
+    return present if present is not None and stands else signer.sign(name, bundle, now)
 
 
 def phase(authorities: Sequence[Authority], files: Files | None, now: float) -> Phase:
@@ -210,9 +217,11 @@ def _renewed_at(files: Files, signer: Authority) -> float:
 
 
 def _fit(certificate: bytes, key: bytes) -> bool:
-    """Raises `ValueError` for what is no PEM."""
-    public = x509.load_pem_x509_certificate(certificate).public_key()
-    return load_pem_private_key(key, None).public_key() == public
+    try:
+        public = x509.load_pem_x509_certificate(certificate).public_key()
+        return load_pem_private_key(key, None).public_key() == public
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # no PEM, or a key under a password
+        return False
 
 
 def _not_after(certificate: x509.Certificate) -> float:

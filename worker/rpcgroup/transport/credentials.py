@@ -12,7 +12,7 @@ from typing import Final
 
 from rpcgroup.errors import GroupError, HandshakeError
 
-__all__ = ["Contexts", "TlsCredentials", "TlsFiles", "check_peer", "in_words"]
+__all__ = ["Contexts", "TlsCredentials", "TlsFiles", "check_peer", "in_words", "rehearse"]
 
 ROUNDS: Final = 10
 """Flights of a handshake in memory; two are enough."""
@@ -47,24 +47,8 @@ class Contexts:
         new = cls(_load(ssl.PROTOCOL_TLS_CLIENT, files), _load(ssl.PROTOCOL_TLS_SERVER, files))
         # No session is resumed: each connection shows its certificates, and nothing follows the handshake unasked.
         new.listener.num_tickets = 0
-        new.rehearse(name)
+        rehearse(new.dialer, new.listener, name)
         return new
-
-    def rehearse(self, name: str) -> None:
-        """Meet oneself, in memory: shows that chain, name, times and key fit before a peer depends on it."""
-        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-        ends = [
-            self.dialer.wrap_bio(back, there),
-            self.listener.wrap_bio(there, back, server_side=True),
-        ]
-        for _ in range(ROUNDS):
-            for end in ends:
-                try:
-                    end.do_handshake()
-                except ssl.SSLWantReadError:
-                    continue
-        for end in ends:
-            check_peer(end, name)
 
 
 class TlsCredentials:
@@ -101,6 +85,20 @@ class TlsCredentials:
             why = in_words(exc) if isinstance(exc, ssl.SSLError) else str(exc)
             return f"{files.authorities}, {files.certificate} and {files.key} do not fit together: {why}"
         return f"{exc.filename}: {exc.strerror}"
+
+
+def rehearse(dialer: ssl.SSLContext, listener: ssl.SSLContext, name: str) -> None:
+    """Let the two meet in memory: raises `OSError` or `HandshakeError` where chain, name, times or key do not fit."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [dialer.wrap_bio(back, there), listener.wrap_bio(there, back, server_side=True)]
+    for _ in range(ROUNDS):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    for end in ends:
+        check_peer(end, name)
 
 
 def check_peer(tls: ssl.SSLObject, name: str) -> None:
