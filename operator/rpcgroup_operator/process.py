@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from kubernetes.aio.client import ApiClient
 
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.etcd.client import EtcdClient
-from rpcgroup_operator import handlers, paths
+from rpcgroup_operator import handlers, liveness, paths
 from rpcgroup_operator.api import KubeApi
 from rpcgroup_operator.events import Events
 from rpcgroup_operator.installation import etcd_access, owner
@@ -29,9 +28,6 @@ from rpcgroup_operator.store import Store
 from rpcgroup_operator.work_queue import WorkQueue
 
 __all__ = ["run"]
-
-HUNG_SECONDS: Final = 60.0
-"""Without one reconcile done while there is work: the liveness probe fails."""
 
 REFUSED_SECONDS: Final = 5.0
 """After etcd has refused the operator: it will not relent at once."""
@@ -89,7 +85,7 @@ async def run(settings: Settings) -> None:
         handlers.register(registry, store, told)
         kopf.on.startup(registry=registry)(_configure)
         kopf.on.login(registry=registry)(_login)
-        kopf.on.probe(id="reconcile", registry=registry)(_Progress(woken).check)
+        liveness.register(registry, woken)
         election = Election(api, settings.own_namespace(), settings.lease_name, settings.identity)
         leading = asyncio.create_task(election.lead(work) if settings.leader_election else work())
         tasks = [
@@ -148,21 +144,3 @@ def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
 
 def _login(**known: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
-
-
-class _Progress:
-    """Whether reconciling goes on, for the liveness probe: a process that answers may still have hung."""
-
-    def __init__(self, queues: list[WorkQueue]) -> None:
-        self._queues = queues
-        self._done = -1
-        self._since = time.monotonic()
-
-    def check(self, **_: Any) -> str:
-        """Raises where nothing was done for `HUNG_SECONDS` though there is work."""
-        done = sum(queue.done for queue in self._queues)
-        if done != self._done or not any(queue.busy for queue in self._queues):
-            self._done, self._since = done, time.monotonic()
-        if time.monotonic() - self._since > HUNG_SECONDS:
-            raise RuntimeError(f"no reconcile has ended for {HUNG_SECONDS:.0f} s")
-        return "working" if self._queues else "waiting for the lease"
