@@ -233,6 +233,14 @@ def test_a_token_that_expired_is_renewed_without_a_failed_call(
         assert client.call(RANGE, RangeRequest(b"/mine/k")).kvs[0].value == b"v"
 
 
+def test_a_token_of_a_store_that_is_gone_is_given_up(locked_etcd: EtcdServer, user: EtcdCredentials) -> None:
+    """The raft index at its end is not reached for long, and etcd lets a call wait for it."""
+    with closing(EtcdClient([locked_etcd.endpoint], user)) as client:
+        client.call(PUT, PutRequest(b"/mine/k", b"v"))
+        client._token = f"{client._token.partition('.')[0]}.1000000000"
+        assert client.retry(RANGE, RangeRequest(b"/mine/k"), 20).kvs[0].value == b"v"
+
+
 def test_grpcs_fork_handlers_are_off() -> None:
     """They warn at each fork of a process that has a channel, and are known to hang."""
     assert os.environ["GRPC_ENABLE_FORK_SUPPORT"] == "0"

@@ -63,6 +63,9 @@ LOST: Final = frozenset(
 USERS_CHANGED: Final = "revision of auth store is old"
 """Someone's user or role has changed while the call was on its way. A simple token is as good as before, one that
 etcd has signed (JWT) is not: a login is tried only where the call is refused again."""
+OVERDUE: Final = 2
+"""Calls in a row without an answer in time, after which the next one logs in anew. A simple token ends with the raft
+index at which it was given, and etcd lets a call wait until it is there: a store that came back empty waits long."""
 STALE_TOKEN: Final = ("invalid auth token", USERS_CHANGED, "user name is empty")
 
 _Request = TypeVar("_Request")
@@ -128,12 +131,13 @@ class EtcdClient:
         self._endpoints = random.sample(endpoints, len(endpoints))
         self._credentials = credentials or EtcdCredentials()
         self._closed = threading.Event()
-        self._lock = threading.Lock()  # guards _connection, _generation and the outage's two times
+        self._lock = threading.Lock()  # guards _connection, _generation, _overdue and the outage's two times
         self._login = threading.Lock()  # held during a login, so that there is one at a time; guards _token
         self._token = ""
         self._pid = os.getpid()
         self._generation = 0
         self._connection: _Connection | None = None
+        self._overdue = 0
         self._failing_since = 0.0
         self._logged_at = 0.0
 
@@ -256,13 +260,14 @@ class EtcdClient:
         if not self._credentials.username:
             return ""
         with self._login:
-            if not self._token:
+            if not self._token or self._overdue >= OVERDUE:
                 request = AuthenticateRequest(self._credentials.username, self._credentials.password)
                 try:
                     answer = connection.unary(AUTHENTICATE, request, timeout=AUTHENTICATE_SECONDS)
                 except (grpc.RpcError, ValueError, RemoteProtocolError) as exc:
                     raise self._understand(exc, connection, AUTHENTICATE.name) from exc
                 self._token = answer.token
+                self._note_answer()
             return self._token
 
     def _understand(self, exc: Exception, connection: _Connection, what: str) -> RendezvousError:
@@ -274,6 +279,9 @@ class EtcdClient:
         text = f"etcd {connection.endpoint}: {what}: {code.name}: {details}"
         if code not in LOST:
             return EtcdRefusedError(text, code)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            with self._lock:
+                self._overdue += 1
         self._drop(connection)
         self._note_failure(text)
         return RendezvousUnavailableError(text)
@@ -293,6 +301,7 @@ class EtcdClient:
         if not self._failing_since:
             return
         with self._lock:
+            self._overdue = 0
             since, self._failing_since, self._logged_at = self._failing_since, 0.0, 0.0
         if since:
             _log.info("etcd answers again after %.1f s", time.monotonic() - since)

@@ -95,7 +95,9 @@ class Users:
     def authentication(self) -> Authentication:
         try:
             status = self._client.retry(AUTH_STATUS, AuthStatusRequest(), OPERATION_SECONDS)
-            if status.enabled:  # to know so much may be everybody's right; of root only an administrator may ask
+            if (
+                status.enabled
+            ):  # to know so much may be everybody's right; of root only an administrator may ask
                 self._client.retry(USER_GET, UserGetRequest(ROOT), OPERATION_SECONDS)
         except EtcdRefusedError as exc:
             if _NOT_ENABLED in str(exc):
