@@ -10,6 +10,7 @@ import warnings
 import click
 from kubernetes.aio.config import ConfigException
 
+from rpcgroup.errors import RendezvousError
 from rpcgroup_operator.api import ApiError
 from rpcgroup_operator.process import run
 from rpcgroup_operator.settings import Settings
@@ -86,6 +87,8 @@ def main(
         raise click.ClickException(f"no cluster is known: {exc} Set KUBECONFIG, or run it in a pod.") from exc
     except ApiError as exc:
         raise click.ClickException(f"the API server refuses what the operator needs: {exc}") from exc
+    except RendezvousError as exc:
+        raise click.ClickException(str(exc)) from exc
 
 
 def silence() -> None:

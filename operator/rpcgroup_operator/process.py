@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import kopf
 from kubernetes.aio import config
@@ -14,7 +15,7 @@ from kubernetes.aio.client import ApiClient
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.etcd.client import EtcdClient
 from rpcgroup_operator import handlers, liveness, paths
-from rpcgroup_operator.api import KubeApi
+from rpcgroup_operator.api import ApiError, KubeApi
 from rpcgroup_operator.events import Events
 from rpcgroup_operator.installation import etcd_access, owner
 from rpcgroup_operator.leader import Election
@@ -29,9 +30,11 @@ from rpcgroup_operator.work_queue import WorkQueue
 
 __all__ = ["run"]
 
+AGAIN_SECONDS: Final = 2.0
 REFUSED_SECONDS: Final = 5.0
 """After etcd has refused the operator: it will not relent at once."""
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -48,17 +51,10 @@ async def run(settings: Settings) -> None:
             for queue in woken:
                 queue.add(key)
 
-        access = await etcd_access(api, settings)
-        etcd = EtcdClient(access.endpoints, access.credentials)
-        stack.callback(etcd.close)
-        places = Places(etcd, access, await owner(api, settings))
-        members = Members(etcd, wake)
-        stack.callback(members.close)
         events = Events(api, settings.identity)
         metrics = Metrics()
         metrics.count_groups(lambda: len(store.groups))
         stack.enter_context(metrics.serve(settings.metrics_port))
-        reconciler = Reconciler(api, members, store, settings.rendezvous, places, events, metrics)
         synced = asyncio.Event()
         pod_watches = [PodWatch(api, store, wake, n) for n in settings.watch_namespaces or ("",)]
 
@@ -67,9 +63,17 @@ async def run(settings: Settings) -> None:
                 await synced.wait()
             for watch in pod_watches:
                 await watch.listed.wait()
+            access = await _patiently(lambda: etcd_access(api, settings))
+            me = await _patiently(lambda: owner(api, settings))
+            etcd = EtcdClient(access.endpoints, access.credentials)
+            stack.callback(etcd.close)
+            places = Places(etcd, access, me)
             await _open(places)
+            members = Members(etcd, wake)
+            stack.callback(members.close)
             members.start()
             await members.listed.wait()
+            reconciler = Reconciler(api, members, store, settings.rendezvous, places, events, metrics)
             queue = WorkQueue(reconciler.reconcile, settings.workers)
             woken.append(queue)
             metrics.leading.set(1)
@@ -110,6 +114,18 @@ async def run(settings: Settings) -> None:
 async def _any_groups(api: KubeApi, settings: Settings) -> bool:
     wheres = [paths.groups(name) for name in settings.watch_namespaces] or [paths.ALL_GROUPS]
     return any([(await api.get(f"{where}?limit=1"))["items"] for where in wheres])
+
+
+async def _patiently(request: Callable[[], Awaitable[_T]]) -> _T:
+    """Until the API server answers. Raises `ApiError` where it refuses."""
+    while True:
+        try:
+            return await request()
+        except (ApiError, OSError, asyncio.TimeoutError) as exc:
+            if isinstance(exc, ApiError) and exc.status < 500 and exc.status != 429:
+                raise
+            _log.warning("the API server does not answer: %s; trying on", exc or type(exc).__name__)
+            await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def _open(places: Places) -> None:
