@@ -20,7 +20,7 @@ help:
 	@echo "make check        format, lint, types, layers, public names"
 	@echo "make bench        beside torch RPC and a bare socket, in one run"
 	@echo "make format       format the code;  make exports  accept changed public names"
-	@echo "make crd          write manifests/crd.yaml anew from the model"
+	@echo "make crd          write manifests/crd.yaml and docs/fields.md anew from the model"
 	@echo "make install-manifest  write manifests/install.yaml anew from the chart (needs what test-cluster builds)"
 	@echo "make lock         resolve requirements/dev.txt anew;  make clean  remove .venv and caches"
 
@@ -48,7 +48,8 @@ check: $(READY)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m pytest tests/test_exports.py tests/test_layers.py tests/test_mirror.py tests/operator/test_crd.py
+	@$(BIN)/python -m pytest tests/test_exports.py tests/test_layers.py tests/test_mirror.py tests/operator/test_crd.py \
+		tests/operator/test_field_reference.py tests/test_docs.py
 
 format: $(READY)
 	@$(BIN)/ruff format $(SOURCES)
@@ -60,6 +61,7 @@ exports: $(READY)
 crd: $(READY)
 	@$(BIN)/python -m rpcgroup_operator.crd > manifests/crd.yaml
 	@cp manifests/crd.yaml charts/rpcgroup/files/crd.yaml
+	@$(BIN)/python -m rpcgroup_operator.field_reference > docs/fields.md
 
 install-manifest: $(READY)
 	@$(BIN)/python -m tests.cluster.install_manifest > manifests/install.yaml.new
