@@ -87,8 +87,7 @@ class Apply:
     async def _own(self, group: Group, name: str) -> render.Object:
         """The pod that is there, if it is the group's. Raises `ApiError` where it is not."""
         raw = await self._api.get(paths.pod(group.key[0], name))
-        owners = raw["metadata"].get("ownerReferences") or []
-        if not any(owner["uid"] == group.uid for owner in owners):
+        if not render.is_owned(raw, group.uid):
             self._events.warn(group, "NameTaken", f"pod {name} exists and is not of this group")
             raise ApiError(409, "AlreadyExists", f"pod {name} exists and is not of this group")
         return raw

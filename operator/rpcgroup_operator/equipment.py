@@ -7,6 +7,7 @@ import secrets
 from rpcgroup.control.model import RPCGroup
 from rpcgroup_operator import paths, render
 from rpcgroup_operator.api import ApiError, KubeApi, Object
+from rpcgroup_operator.certificates import Certificates
 from rpcgroup_operator.members import GroupKey, Members
 from rpcgroup_operator.places import Places
 from rpcgroup_operator.store import Group
@@ -21,10 +22,13 @@ class Equipment:
         self._api = api
         self._members = members
         self._places = places
+        self._certificates = Certificates(api)
         self._made: dict[GroupKey, tuple[str, int, int]] = {}
         """Groups that have theirs, by UID, generation and the number of etcd's store."""
 
     async def make(self, group: Group, spec: RPCGroup) -> None:
+        if spec.spec.security.tls:
+            await self._certificates.make(group, spec)
         version = group.uid, group.generation, self._members.store
         if self._made.get(group.key) == version:
             return
@@ -40,6 +44,7 @@ class Equipment:
     async def remove(self, key: GroupKey) -> None:
         """After the group. What it owned in the API server goes by its owner references."""
         await self._places.remove(key)
+        self._certificates.forget(key)
         self._made.pop(key, None)
 
     async def _create_secret(self, group: Group, body: Object) -> None:
@@ -51,8 +56,21 @@ class Equipment:
                 raise
 
     async def _make_budget(self, group: Group, spec: RPCGroup) -> None:
+        """Read first: an operator that starts finds those of all groups as they should be."""
         path = paths.budget(*group.key)
-        if spec.spec.min_replicas:
-            await self._api.apply(path, render.disruption_budget(spec, group.uid))
-        else:
-            await self._api.delete(path)
+        found = await self._budget(path)
+        if not spec.spec.min_replicas:
+            if found is not None and render.is_owned(found, group.uid):
+                await self._api.delete(path)
+            return
+        wanted = render.disruption_budget(spec, group.uid)
+        if found is None or any(found["spec"].get(k) != v for k, v in wanted["spec"].items()):
+            await self._api.apply(path, wanted)
+
+    async def _budget(self, path: str) -> Object | None:
+        try:
+            return await self._api.get(path)
+        except ApiError as exc:
+            if exc.status != 404:
+                raise
+            return None

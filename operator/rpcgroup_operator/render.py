@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rpcgroup import contract
+from rpcgroup.control.certificates import Authority, Files
 from rpcgroup.control.model import PodTemplate, RPCGroup
 from rpcgroup.control.plan import Create
 
 __all__ = [
     "Rendezvous",
+    "authority_secret",
+    "authority_secret_name",
     "disruption_budget",
     "drain_mark",
     "etcd_secret",
     "etcd_secret_name",
+    "is_owned",
     "pod",
     "pod_labels",
     "secret",
     "secret_name",
     "selector",
     "template_hash",
+    "tls_secret",
+    "tls_secret_name",
 ]
 
 Object = dict[str, Any]
@@ -30,6 +37,10 @@ Object = dict[str, Any]
 SECRET_KEY = "secret"
 ETCD_PASSWORD_KEY = "etcd-password"
 ETCD_CA_KEY = "etcd-ca.crt"
+CA_KEY = "ca.crt"
+CA_PRIVATE_KEY = "ca.key"
+TLS_CERT_KEY = "tls.crt"
+TLS_PRIVATE_KEY = "tls.key"
 SECRET_MOUNT = "/var/run/secrets/rpcgroup.dev"
 VOLUME = "rpcgroup-secret"
 # Readable by the group alone: the worker refuses a secret that everybody can read.
@@ -128,6 +139,10 @@ def environment(group: RPCGroup, create: Create, rendezvous: Rendezvous) -> list
         own[contract.ENV_ETCD_PASSWORD_FILE] = f"{SECRET_MOUNT}/{ETCD_PASSWORD_KEY}"
     if rendezvous.ca:
         own[contract.ENV_ETCD_CA_FILE] = f"{SECRET_MOUNT}/{ETCD_CA_KEY}"
+    if group.spec.security.tls:
+        own[contract.ENV_TLS_CA_FILE] = f"{SECRET_MOUNT}/{CA_KEY}"
+        own[contract.ENV_TLS_CERT_FILE] = f"{SECRET_MOUNT}/{TLS_CERT_KEY}"
+        own[contract.ENV_TLS_KEY_FILE] = f"{SECRET_MOUNT}/{TLS_PRIVATE_KEY}"
     fields = {
         contract.ENV_POD_NAME: "metadata.name",
         contract.ENV_POD_UID: "metadata.uid",
@@ -165,7 +180,8 @@ def etcd_secret_name(group: RPCGroup, uid: str) -> str:
 def secret_names(group: RPCGroup, uid: str, rendezvous: Rendezvous) -> list[str]:
     """What a worker finds under SECRET_MOUNT."""
     of_etcd = [etcd_secret_name(group, uid)] if rendezvous.users or rendezvous.ca else []
-    return [secret_name(group), *of_etcd]
+    of_tls = [tls_secret_name(group, uid)] if group.spec.security.tls else []
+    return [secret_name(group), *of_etcd, *of_tls]
 
 
 def secret(group: RPCGroup, owner_uid: str, value: str) -> Object:
@@ -180,12 +196,41 @@ def etcd_secret(group: RPCGroup, owner_uid: str, password: str, ca: bytes) -> Ob
     return _secret(group, owner_uid, etcd_secret_name(group, owner_uid), content)
 
 
-def _secret(group: RPCGroup, owner_uid: str, name: str, content: dict[str, str]) -> Object:
+def authority_secret_name(group: RPCGroup, uid: str) -> str:
+    return f"{group.metadata.name}-rpcgroup-ca-{uid[:8]}"
+
+
+def authority_secret(group: RPCGroup, owner_uid: str, authorities: Sequence[Authority]) -> Object:
+    """Those of the group's certificates. No pod mounts it."""
+    content = {
+        CA_KEY: "".join(a.certificate.decode() for a in authorities),
+        CA_PRIVATE_KEY: "".join(a.key.decode() for a in authorities),
+    }
+    return _secret(group, owner_uid, authority_secret_name(group, owner_uid), content, immutable=False)
+
+
+def tls_secret_name(group: RPCGroup, uid: str) -> str:
+    return f"{group.metadata.name}-rpcgroup-tls-{uid[:8]}"
+
+
+def tls_secret(group: RPCGroup, owner_uid: str, files: Files) -> Object:
+    """What the group's workers show one another, renewed while they run."""
+    content = {
+        CA_KEY: files.bundle.decode(),
+        TLS_CERT_KEY: files.certificate.decode(),
+        TLS_PRIVATE_KEY: files.key.decode(),
+    }
+    return _secret(group, owner_uid, tls_secret_name(group, owner_uid), content, immutable=False)
+
+
+def _secret(
+    group: RPCGroup, owner_uid: str, name: str, content: dict[str, str], *, immutable: bool = True
+) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "Opaque",
-        "immutable": True,
+        "immutable": immutable,
         "metadata": {
             "name": name,
             "namespace": group.metadata.namespace,
@@ -210,6 +255,10 @@ def disruption_budget(group: RPCGroup, owner_uid: str) -> Object:
         },
         "spec": {"minAvailable": group.spec.min_replicas, "selector": {"matchLabels": labels}},
     }
+
+
+def is_owned(found: Object, owner_uid: str) -> bool:
+    return any(ref["uid"] == owner_uid for ref in found["metadata"].get("ownerReferences") or [])
 
 
 def owner(group: RPCGroup, uid: str) -> Object:

@@ -30,22 +30,24 @@ Until = Callable[..., None]
 
 
 @contextmanager
-def started_operator(plane: ControlPlane, etcd: EtcdServer, folder: Path) -> Iterator[Program]:
+def started_operator(
+    plane: ControlPlane, etcd: EtcdServer, folder: Path, metrics_port: int = 0, name: str = "operator-0"
+) -> Iterator[Program]:
     """The operator as a process, with the rights of the administrator, and the definition installed."""
     plane.access.kubectl("apply", "--server-side", "--filename", str(CRD))
     plane.access.kubectl("wait", "--for=condition=Established", "crd/rpcgroups.rpcgroup.dev")
     port = free_port()
 
     program = Program(
-        "operator",
+        name,
         [
             *(sys.executable, "-m", "rpcgroup_operator", "--etcd", etcd.endpoint),
-            *("--liveness-port", str(port), "--metrics-port", str(free_port())),
+            *("--liveness-port", str(port), "--metrics-port", str(metrics_port or free_port())),
             *("--lease-namespace", "default"),
         ],
-        folder / "operator.log",
+        folder / f"{name}.log",
         lambda: answers(f"http://127.0.0.1:{port}/healthz"),
-        env={"KUBECONFIG": str(plane.access.kubeconfig), "POD_NAME": "operator-0"},
+        env={"KUBECONFIG": str(plane.access.kubeconfig), "POD_NAME": name},
     )
     program.start()
     try:

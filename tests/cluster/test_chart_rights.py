@@ -228,6 +228,7 @@ RIGHTS: Final = [
     Right(OPERATOR, "pods", "delete", Group.shrink),
     Right(OPERATOR, "pods/status", "patch"),
     Right(OPERATOR, "secrets", "create"),
+    Right(OPERATOR, "poddisruptionbudgets", "get"),
     Right(OPERATOR, "poddisruptionbudgets", "create"),
     Right(OPERATOR, "poddisruptionbudgets", "patch"),
     Right(OPERATOR, "poddisruptionbudgets", "delete", Group.need_none),
