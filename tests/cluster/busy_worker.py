@@ -14,7 +14,7 @@ import rpcgroup as rpc
 from rpcgroup.errors import RpcGroupError
 from rpcgroup.group import Group
 
-PAUSE: Final = 0.02
+PAUSE: Final = 0.1
 """Seconds between two rounds of calls."""
 REPORT_SECONDS: Final = 1.0
 CALL_SECONDS: Final = 20.0
