@@ -6,6 +6,7 @@ import logging
 import os
 import ssl
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,9 +30,11 @@ class TlsFiles:
     key: Path
 
     def stamp(self) -> tuple[object, ...]:
-        """Another one once one of them has changed. The paths may lead through links, which are followed."""
-        found = [os.stat(path) for path in (self.authorities, self.certificate, self.key)]
-        return tuple((s.st_dev, s.st_ino, s.st_mtime_ns, s.st_size) for s in found)
+        """Another one once one of them has changed, or gone. The paths may lead through links, which are followed."""
+        return tuple(_stamp(path) for path in self)
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter((self.authorities, self.certificate, self.key))
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Contexts:
     @classmethod
     def load(cls, files: TlsFiles, name: str) -> Contexts:
         """Raises `OSError` or `HandshakeError` for files that no two workers could meet with."""
+        for path in files:
+            path.open("rb").close()  # OpenSSL does not say which one it cannot read
         new = cls(_load(ssl.PROTOCOL_TLS_CLIENT, files), _load(ssl.PROTOCOL_TLS_SERVER, files))
         # No session is resumed: each connection shows its certificates, and nothing follows the handshake unasked.
         new.listener.num_tickets = 0
@@ -60,7 +65,7 @@ class TlsCredentials:
 
     def __init__(self, files: TlsFiles, name: str) -> None:
         self.name = name
-        self._files = files
+        self.files = files
         self._lock = threading.Lock()  # guards the rest
         try:
             self._seen = files.stamp()
@@ -71,16 +76,16 @@ class TlsCredentials:
     def contexts(self) -> Contexts:
         with self._lock:
             try:
-                stamp = self._files.stamp()
+                stamp = self.files.stamp()
                 if stamp != self._seen:
                     self._seen = stamp  # before they are read: what changes meanwhile is read next time
-                    self._contexts = Contexts.load(self._files, self.name)
+                    self._contexts = Contexts.load(self.files, self.name)
             except OSError as exc:
                 _log.warning("going on with the certificates read before: %s", self._fault(exc))
             return self._contexts
 
     def _fault(self, exc: OSError) -> str:
-        files = self._files
+        files = self.files
         if isinstance(exc, (ssl.SSLError, HandshakeError)):
             why = in_words(exc) if isinstance(exc, ssl.SSLError) else str(exc)
             return f"{files.authorities}, {files.certificate} and {files.key} do not fit together: {why}"
@@ -128,6 +133,14 @@ _REASONS: Final = {
     "NO_START_LINE": "there is no PEM in a file",
     "NO_CERTIFICATE_OR_CRL_FOUND": "there is no certificate in a file",
 }
+
+
+def _stamp(path: Path) -> object:
+    try:
+        found = os.stat(path)
+    except OSError as exc:
+        return exc.errno
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _load(protocol: int, files: TlsFiles) -> ssl.SSLContext:
