@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import re
-import time
 from typing import Final
 
 from rpcgroup import contract
@@ -33,12 +32,11 @@ class Certificates:
         self._due: dict[GroupKey, tuple[str, float]] = {}
         """Unix seconds, with the UID of the group."""
 
-    async def make(self, group: Group, spec: RPCGroup) -> None:
-        """Bring both Secrets up to date where it is time for a look; at the next reconcile after that, again.
+    async def make(self, group: Group, spec: RPCGroup, now: float) -> None:
+        """Bring both Secrets up to date where it is time for a look. To be called at each reconcile.
 
         Raises `ApiError` of status 409 where another operator was faster: the next run sees what it has done.
         """
-        now = time.time()
         uid, due = self._due.get(group.key, ("", 0.0))
         if uid == group.uid and now < due:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 
 from rpcgroup.control.model import RPCGroup
 from rpcgroup_operator import paths, render
@@ -28,7 +29,7 @@ class Equipment:
 
     async def make(self, group: Group, spec: RPCGroup) -> None:
         if spec.spec.security.tls:
-            await self._certificates.make(group, spec)
+            await self._certificates.make(group, spec, time.time())
         version = group.uid, group.generation, self._members.store
         if self._made.get(group.key) == version:
             return

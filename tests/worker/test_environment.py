@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rpcgroup import contract
-from rpcgroup.environment import Environment, host_identity, own_address, read_secret
+from rpcgroup.environment import Environment, host_identity, own_address, read_secret, read_tls_files
 from rpcgroup.errors import GroupError
 
 
@@ -65,6 +65,35 @@ def test_a_secret_that_is_not_there(tmp_path: Path) -> None:
     for environ in ({}, {contract.ENV_SECRET: ""}, {contract.ENV_SECRET_FILE: str(empty)}):
         with pytest.raises(GroupError, match=r"the group has no secret: .*openssl rand -hex 32"):
             read_secret(environ)
+
+
+TLS = (contract.ENV_TLS_CA_FILE, contract.ENV_TLS_CERT_FILE, contract.ENV_TLS_KEY_FILE)
+
+
+def test_a_group_without_tls() -> None:
+    assert read_tls_files({}) is None
+    assert read_tls_files(dict.fromkeys(TLS, "")) is None
+
+
+def test_the_files_of_tls(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("ca", "cert", "key")]
+    files = read_tls_files({name: str(path) for name, path in zip(TLS, paths, strict=True)})
+    assert files is not None
+    assert [*files] == paths
+
+
+@pytest.mark.parametrize("missing", TLS)
+def test_some_files_of_tls_are_not_enough(missing: str) -> None:
+    with pytest.raises(GroupError, match=f"TLS needs all of .*; not set: {missing}$"):
+        read_tls_files({name: "/file" for name in TLS if name != missing})
+
+
+def test_a_private_key_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch()
+    key.chmod(0o604)
+    with pytest.raises(GroupError, match=f"chmod o-rwx {key}"):
+        read_tls_files({**dict.fromkeys(TLS, "/file"), contract.ENV_TLS_KEY_FILE: str(key)})
 
 
 def test_the_address_that_reaches_the_rendezvous() -> None:

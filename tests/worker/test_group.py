@@ -165,6 +165,19 @@ def test_another_protocol_is_refused() -> None:
     admit(mine, [MemberRecord(name="other", id=1), mine])
 
 
+def test_a_group_has_tls_as_a_whole_or_not_at_all() -> None:
+    plain, encrypted = (
+        MemberRecord(name=s, id=n, address=f"{s}://h:1") for n, s in enumerate(("tcp", "tls"))
+    )
+    with pytest.raises(
+        JoinError, match="tcp listens by tcp, tls by tls: all members of a group have certificates"
+    ):
+        admit(plain, [encrypted])
+    with pytest.raises(JoinError, match="tls listens by tls, tcp by tcp"):
+        admit(encrypted, [plain])
+    admit(encrypted, [MemberRecord(name="other", id=5, address="tls://h:2")])
+
+
 def test_a_rendezvous_that_is_away_leaves_nothing() -> None:
     place = MemoryGroup()
     with place.outage():

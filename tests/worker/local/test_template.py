@@ -11,7 +11,15 @@ from rpcgroup.errors import ManifestError
 from rpcgroup.local.template import Identity, command_of, require_commands
 
 IDENTITY = Identity(
-    "default", "digits", "digits-worker-2", "worker", 2, "uid", "etcd://h:1/default/digits", Path("/s/secret")
+    namespace="default",
+    group="digits",
+    name="digits-worker-2",
+    role="worker",
+    index=2,
+    uid="uid",
+    rendezvous="etcd://h:1/default/digits",
+    secret_file=Path("/s/secret"),
+    certificates={"RPCGROUP_TLS_CA_FILE": "/s/ca.crt"},
 )
 
 
@@ -30,6 +38,7 @@ def test_a_worker_is_told_who_it_is_and_where_to_meet() -> None:
         "RPCGROUP_INDEX": "2",
         "RPCGROUP_RENDEZVOUS": "etcd://h:1/default/digits",
         "RPCGROUP_SECRET_FILE": "/s/secret",
+        "RPCGROUP_TLS_CA_FILE": "/s/ca.crt",
         "RPCGROUP_HOST": "127.0.0.1",
         "RPCGROUP_POD_NAME": "digits-worker-2",
         "RPCGROUP_POD_UID": "uid",

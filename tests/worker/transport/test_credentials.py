@@ -112,6 +112,19 @@ def test_bad_files_later_are_passed_over_with_one_warning(
     assert found.contexts() is not good
 
 
+def test_what_could_not_be_used_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is far behind takes the new certificates for those of a day to come, and is put right."""
+    found = credentials(tmp_path)
+    good = found.contexts()
+    coming = issue(now=time.time() + LEAF_LIFE)
+    write(tmp_path, coming)
+    assert found.contexts() is good
+    monkeypatch.setattr("rpcgroup.transport.credentials.rehearse", lambda *_: None)
+    assert found.contexts() is good, "not at each connection"
+    found._again_at = 0.0
+    assert found.contexts() is not good
+
+
 def test_files_that_are_not_there_at_the_start_are_named(tmp_path: Path) -> None:
     with pytest.raises(GroupError, match=f"{tmp_path}/ca: No such file or directory"):
         TlsCredentials(TlsFiles(tmp_path / "ca", tmp_path / "cert", tmp_path / "key"), NAME)

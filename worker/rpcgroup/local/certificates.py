@@ -64,4 +64,5 @@ class LocalCertificates:
         link.unlink(missing_ok=True)
         link.symlink_to(folder.name)
         link.replace(self._current)
-        shutil.rmtree(self._folder / str(self._versions - 1), ignore_errors=True)
+        # Not the one before: somebody may be reading it.
+        shutil.rmtree(self._folder / str(self._versions - 2), ignore_errors=True)

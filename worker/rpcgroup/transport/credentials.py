@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ __all__ = ["Contexts", "TlsCredentials", "TlsFiles", "check_peer", "in_words", "
 
 ROUNDS: Final = 10
 """Flights of a handshake in memory; two are enough."""
+RETRY: Final = 60.0
+"""Seconds after which files that could not be used are read again: this clock may be behind the signer's."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +72,7 @@ class TlsCredentials:
         self.files = files
         self._lock = threading.Lock()  # guards the rest
         try:
+            self._again_at = math.inf
             self._seen = files.stamp()
             self._contexts = Contexts.load(files, name)
         except OSError as exc:
@@ -75,13 +80,16 @@ class TlsCredentials:
 
     def contexts(self) -> Contexts:
         with self._lock:
-            try:
-                stamp = self.files.stamp()
-                if stamp != self._seen:
-                    self._seen = stamp  # before they are read: what changes meanwhile is read next time
+            stamp = self.files.stamp()  # before they are read: what changes meanwhile is read next time
+            changed = stamp != self._seen
+            if changed or time.monotonic() >= self._again_at:
+                self._seen, self._again_at = stamp, math.inf
+                try:
                     self._contexts = Contexts.load(self.files, self.name)
-            except OSError as exc:
-                _log.warning("going on with the certificates read before: %s", self._fault(exc))
+                except OSError as exc:
+                    self._again_at = time.monotonic() + RETRY
+                    if changed:
+                        _log.warning("going on with the certificates read before: %s", self._fault(exc))
             return self._contexts
 
     def _fault(self, exc: OSError) -> str:
