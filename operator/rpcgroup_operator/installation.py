@@ -60,11 +60,11 @@ async def _kept(
         if exc.status != 404:
             raise
         try:
-            found = await api.create(paths.secrets(namespace), _secret(namespace, name, new()))
+            await api.create(paths.secrets(namespace), _secret(namespace, name, new()))
         except ApiError as conflict:
             if conflict.reason != "AlreadyExists":
                 raise
-            found = await api.get(path)
+        found = await api.get(path)
     return {key: base64.b64decode(value) for key, value in found["data"].items()}
 
 

@@ -48,7 +48,7 @@ class Members:
         """Counts the times that everything had to be read anew: what was written before may be gone."""
         prefix = f"{ETCD_ROOT}/".encode()
         self._watch = Watch(client, KeyRange.of_prefix(prefix), self, "rpcgroup-etcd-groups")
-        self._probe = Probe(client)
+        self._probe = Probe(client, prefix)
 
     def start(self) -> None:
         self._watch.start()

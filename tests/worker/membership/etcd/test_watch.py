@@ -166,7 +166,7 @@ def test_a_connection_that_is_dead_in_silence_is_left_for_the_next_endpoint(
 
 @contextmanager
 def probing(client: EtcdClient) -> Iterator[None]:
-    probe = Probe(client)
+    probe = Probe(client, b"/rpcgroup/")
     probe.start()
     try:
         yield

@@ -24,7 +24,7 @@ from rpcgroup.errors import RemoteProtocolError, RendezvousError, RendezvousUnav
 from rpcgroup.membership.etcd.auth_messages import AUTHENTICATE, AuthenticateRequest
 from rpcgroup.membership.etcd.codec import decode, encode
 from rpcgroup.membership.etcd.credentials import EtcdCredentials
-from rpcgroup.membership.etcd.messages import WATCH, Method, WatchRequest, WatchResponse
+from rpcgroup.membership.etcd.messages import KEEP_ALIVE, WATCH, Method, WatchRequest, WatchResponse
 
 __all__ = ["AUTHENTICATE_SECONDS", "CALL_SECONDS", "EtcdClient", "EtcdRefusedError", "WatchStream"]
 
@@ -164,6 +164,8 @@ class EtcdClient:
                     self.forget_token(token)
             else:
                 self._note_answer()
+                if method.path != KEEP_ALIVE.path:  # which older etcd answers whatever the token
+                    self._overdue = 0
                 return response
 
     def retry(self, method: Method[_Request, _Response], request: _Request, seconds: float) -> _Response:
@@ -261,14 +263,20 @@ class EtcdClient:
             return ""
         with self._login:
             if not self._token or self._overdue >= OVERDUE:
-                request = AuthenticateRequest(self._credentials.username, self._credentials.password)
-                try:
-                    answer = connection.unary(AUTHENTICATE, request, timeout=AUTHENTICATE_SECONDS)
-                except (grpc.RpcError, ValueError, RemoteProtocolError) as exc:
-                    raise self._understand(exc, connection, AUTHENTICATE.name) from exc
-                self._token = answer.token
-                self._note_answer()
+                self._token = self._log_in(connection)
+                self._overdue = 0
             return self._token
+
+    def _log_in(self, connection: _Connection) -> str:
+        """The token; "" where etcd knows no users, or none yet: then it wants no token either."""
+        request = AuthenticateRequest(self._credentials.username, self._credentials.password)
+        try:
+            return connection.unary(AUTHENTICATE, request, timeout=AUTHENTICATE_SECONDS).token
+        except (grpc.RpcError, ValueError, RemoteProtocolError) as exc:
+            error = self._understand(exc, connection, AUTHENTICATE.name)
+            if "authentication is not enabled" in str(error):
+                return ""
+            raise error from exc
 
     def _understand(self, exc: Exception, connection: _Connection, what: str) -> RendezvousError:
         """The one place where gRPC's errors become ours."""
@@ -301,7 +309,6 @@ class EtcdClient:
         if not self._failing_since:
             return
         with self._lock:
-            self._overdue = 0
             since, self._failing_since, self._logged_at = self._failing_since, 0.0, 0.0
         if since:
             _log.info("etcd answers again after %.1f s", time.monotonic() - since)

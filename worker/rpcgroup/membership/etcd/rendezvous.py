@@ -141,7 +141,7 @@ class EtcdRendezvous:
         with self._lock:
             if self._presence or self._probe:
                 return
-            self._probe = Probe(self._client)
+            self._probe = Probe(self._client, self._keys.members)
             self._probe.start()
 
     def _range(self, prefix: bytes) -> RangeResponse:

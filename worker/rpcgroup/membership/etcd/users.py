@@ -51,7 +51,6 @@ READ_WRITE: Final = 2
 _EXISTS = "already exists"
 _UNKNOWN = "not found"
 _WRONG_PASSWORD = "invalid user ID or password"
-_NOT_ENABLED = "authentication is not enabled"
 _NO_USER = "user name is empty"
 
 _Request = TypeVar("_Request")
@@ -100,8 +99,6 @@ class Users:
             ):  # to know so much may be everybody's right; of root only an administrator may ask
                 self._client.retry(USER_GET, UserGetRequest(ROOT), OPERATION_SECONDS)
         except EtcdRefusedError as exc:
-            if _NOT_ENABLED in str(exc):
-                return Authentication.OFF
             if exc.code is grpc.StatusCode.PERMISSION_DENIED or _NO_USER in str(exc):
                 return Authentication.ORDINARY
             raise

@@ -15,12 +15,10 @@ from rpcgroup.membership.etcd.client import EtcdClient, WatchStream
 from rpcgroup.membership.etcd.cursor import Verdict, WatchCursor
 from rpcgroup.membership.etcd.messages import (
     RANGE,
-    STATUS,
     Event,
     Header,
     KeyValue,
     RangeRequest,
-    StatusRequest,
     WatchCreateRequest,
     WatchRequest,
     prefix_end,
@@ -221,13 +219,15 @@ def _after(header: Header) -> WatchCursor:
 
 
 class Probe:
-    """Asks for etcd's status each PROBE_SECONDS: the liveness of watches in a process that keeps no lease.
+    """Reads a key each PROBE_SECONDS: the liveness of watches in a process that keeps no lease.
 
     A failed call drops the channel, and with it the watches on it, which then reopen elsewhere.
     """
 
-    def __init__(self, client: EtcdClient) -> None:
+    def __init__(self, client: EtcdClient, key: bytes) -> None:
+        """`key`: one that the client's user may read; it need not exist."""
         self._client = client
+        self._key = key
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rpcgroup-etcd-probe", daemon=True)
 
@@ -243,6 +243,6 @@ class Probe:
     def _run(self) -> None:
         while not self._stopped.wait(PROBE_SECONDS):
             try:
-                self._client.call(STATUS, StatusRequest())
+                self._client.call(RANGE, RangeRequest(self._key))
             except RendezvousError:
                 pass  # logged by the client; the call itself was the point
