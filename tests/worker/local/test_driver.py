@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from rpcgroup.contract import API_VERSION, KIND
+from rpcgroup.control import certificates
 from rpcgroup.control.model import RPCGroup
 from rpcgroup.errors import GroupError, ManifestError, UnknownWorkerError
 from rpcgroup.local.commands import answer
@@ -64,6 +65,10 @@ class Ears:
                 lambda: all(any(line.startswith(start) for line in self.heard) for start in starts), PATIENCE
             )
             assert found, f"never heard {starts} in:\n" + "\n".join(self.heard)
+
+    def wait_for_many(self, start: str, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.count(start) >= count, PATIENCE), "\n".join(self.heard)
 
     def count(self, start: str) -> int:
         return sum(line.startswith(start) for line in self.heard)
@@ -263,3 +268,41 @@ def test_stats_of_the_workers_are_shown(start: Start) -> None:
     with running.ears.changed:
         assert running.ears.changed.wait_for(lambda: running.ears.workers["g-worker-0"]["stats"], PATIENCE)
     assert running.workers()["g-worker-0"]["stats"] == {"calls": 1, "progress": {"step": 5}}
+
+
+CALLER = """
+import time
+import rpcgroup as rpc
+
+def nothing():
+    return 1
+
+group = rpc.init_rpc()
+print("address", group.me.address, flush=True)
+while True:  # until it is drained
+    others = [m.name for m in group.members() if m.name != group.name]
+    for name in others:
+        try:
+            rpc.rpc_sync(name, nothing)
+        except (rpc.PeerUnreachableError, rpc.UnknownWorkerError, rpc.DrainedError) as exc:
+            print("failed", exc, flush=True)
+    print("called", len(others), flush=True)
+    time.sleep(0.02)
+"""
+
+
+def test_workers_talk_tls_and_those_that_come_later_too(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authority changes several times meanwhile; what is signed lives long enough for a machine under load."""
+    for name, value in {"DELAY": 1.0, "LEAF_LIFE": 120.0, "ROLLOVER": 300.0, "AUTHORITY_LIFE": 304.0}.items():
+        monkeypatch.setattr(certificates, name, value)
+    running = start(replicas=2, minReplicas=0, security={"tls": True}, command=python(CALLER))
+    running.ears.wait_for(*(f"[g-worker-{n}] address tls://127.0.0.1:" for n in range(2)))
+    running.ears.wait_for("[g-worker-0] called 1", "[g-worker-1] called 1")
+    running.ears.wait_for_many("g: new certificates", 3)
+    running.ask("scale", replicas=3)
+    running.ears.wait_for(*(f"[g-worker-{n}] called 2" for n in range(3)))
+    assert not [line for line in running.ears.heard if "] failed" in line]
+    running.signal(signal.SIGINT)
+    assert running.wait() == 128 + signal.SIGINT
