@@ -52,6 +52,11 @@ def test_available(states: tuple[PodState, ...], available: tuple[bool, str]) ->
     assert reason(status(group(2, minReplicas=1), *states), "Available") == available
 
 
+def test_a_group_that_has_failed_serves_nobody() -> None:
+    """Though none is the least that was wanted of it."""
+    assert reason(status(group(1), FAILED, outcome=Outcome.FAILED), "Available") == (False, "Failed")
+
+
 @pytest.mark.parametrize(
     ("states", "progressing"),
     [

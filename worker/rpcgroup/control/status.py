@@ -106,7 +106,7 @@ def status_of(
 ) -> GroupStatus:
     elastic = [p for p in pods if p.role == DEFAULT_ROLE]
     findings = [
-        available(group, pods),
+        available(group, pods, outcome),
         progressing(group, pods, outcome),
         degraded(group, pods, previous),
         suspended(group, pods),
@@ -123,8 +123,10 @@ def status_of(
     )
 
 
-def available(group: RPCGroup, pods: Sequence[ObservedPod]) -> Finding:
+def available(group: RPCGroup, pods: Sequence[ObservedPod], outcome: Outcome | None) -> Finding:
     """As many elastic workers as `minReplicas` asks for serve, and every fixed one does."""
+    if outcome is Outcome.FAILED:
+        return "Available", False, outcome.value, "the group has ended"
     short = []
     ready_everywhere = True
     for role, (replicas, _) in group.roles().items():
