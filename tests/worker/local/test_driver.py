@@ -294,12 +294,14 @@ while True:  # until it is drained
 def test_workers_talk_tls_and_those_that_come_later_too(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The authority changes several times meanwhile; what is signed lives long enough for a machine under load."""
-    for name, value in {"DELAY": 1.0, "LEAF_LIFE": 120.0, "ROLLOVER": 300.0, "AUTHORITY_LIFE": 304.0}.items():
-        monkeypatch.setattr(certificates, name, value)
+    """Those who come first know nothing of the authority that has signed for the later ones, until they look."""
     running = start(replicas=2, minReplicas=0, security={"tls": True}, command=python(CALLER))
     running.ears.wait_for(*(f"[g-worker-{n}] address tls://127.0.0.1:" for n in range(2)))
     running.ears.wait_for("[g-worker-0] called 1", "[g-worker-1] called 1")
+    monkeypatch.setattr(certificates, "DELAY", 1.0)
+    monkeypatch.setattr(certificates, "ROLLOVER", certificates.AUTHORITY_LIFE - 5.0)
+    assert running.driver._certificates is not None
+    running.driver._certificates._change_at = 0.0
     running.ears.wait_for_many("g: new certificates", 3)
     running.ask("scale", replicas=3)
     running.ears.wait_for(*(f"[g-worker-{n}] called 2" for n in range(3)))
