@@ -89,6 +89,12 @@ async def run(settings: Settings) -> None:
         handlers.register(registry, store, told)
         kopf.on.startup(registry=registry)(_configure)
         kopf.on.login(registry=registry)(_login)
+        stopping = asyncio.Event()
+
+        async def told_to_stop(**_: Any) -> None:
+            stopping.set()  # kopf itself now waits 5 s for every task of this process
+
+        kopf.on.cleanup(registry=registry)(told_to_stop)
         liveness.register(registry, woken)
         election = Election(api, settings.own_namespace(), settings.lease_name, settings.identity)
         leading = asyncio.create_task(election.lead(work) if settings.leader_election else work())
@@ -96,11 +102,16 @@ async def run(settings: Settings) -> None:
             leading,
             asyncio.create_task(_watch(registry, settings)),
             asyncio.create_task(events.run()),
+            asyncio.create_task(stopping.wait()),
             *(asyncio.create_task(watch.run()) for watch in pod_watches),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            leading.cancel()
+            await asyncio.wait(
+                {leading}
+            )  # first: kopf, when it is cancelled, cancels what gives the Lease back
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
