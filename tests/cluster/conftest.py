@@ -20,7 +20,7 @@ from tests.cluster.bed.process import Program
 from tests.cluster.bed.real_cluster import RealCluster
 from tests.cluster.bed.real_node import RequirementError
 from tests.cluster.bed.simulated_nodes import SimulatedNodes
-from tests.cluster.random_walk import Group
+from tests.cluster.random_walk import Group, started_operator
 from tests.cluster.simulated_workers import SimulatedWorkers
 
 T = TypeVar("T")
@@ -114,6 +114,18 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     """Where the workers meet."""
     with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def operator(
+    simulated_nodes: SimulatedNodes,
+    control_plane: ControlPlane,
+    etcd: EtcdServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Program]:
+    """One that works, with simulated nodes. A module that needs another one has its own fixture of this name."""
+    with started_operator(control_plane, etcd, tmp_path_factory.mktemp("operator")) as program:
+        yield program
 
 
 @pytest.fixture

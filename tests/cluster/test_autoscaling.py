@@ -9,13 +9,10 @@ from typing import Any, Final
 import pytest
 
 from rpcgroup import contract
-from rpcgroup.local.etcd_server import EtcdServer
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.control_plane import ControlPlane
-from tests.cluster.bed.process import Program
-from tests.cluster.bed.simulated_nodes import SimulatedNodes
 from tests.cluster.metrics_api import MetricsApi
-from tests.cluster.random_walk import Group, started_operator
+from tests.cluster.random_walk import Group
 from tests.cluster.simulated_workers import SimulatedWorkers
 
 pytestmark = pytest.mark.timeout(280)
@@ -24,17 +21,6 @@ Until = Callable[..., None]
 DECISION_SECONDS: Final = 120.0
 """The controllers learn of a new kind within 30 s, of a pod's first sample some seconds after it is Ready."""
 TARGET_MILLICORES: Final = 300
-
-
-@pytest.fixture(scope="module")
-def operator(
-    simulated_nodes: SimulatedNodes,
-    control_plane: ControlPlane,
-    etcd: EtcdServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Program]:
-    with started_operator(control_plane, etcd, tmp_path_factory.mktemp("operator")) as program:
-        yield program
 
 
 @pytest.fixture

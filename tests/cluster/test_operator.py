@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -15,26 +15,12 @@ from rpcgroup.membership.record import MemberRecord
 from rpcgroup.membership.url import open_rendezvous
 from rpcgroup.testing.rendezvous import RecordingListener
 from tests.cluster.bed.access import Access
-from tests.cluster.bed.control_plane import ControlPlane
-from tests.cluster.bed.process import Program
-from tests.cluster.bed.simulated_nodes import SimulatedNodes
-from tests.cluster.random_walk import ROUNDS, STEPS, Group, started_operator, template, walk
+from tests.cluster.random_walk import ROUNDS, STEPS, Group, template, walk
 from tests.cluster.simulated_workers import SimulatedWorkers
 
 pytestmark = pytest.mark.timeout(280)
 
 Until = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def operator(
-    simulated_nodes: SimulatedNodes,
-    control_plane: ControlPlane,
-    etcd: EtcdServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Program]:
-    with started_operator(control_plane, etcd, tmp_path_factory.mktemp("operator")) as program:
-        yield program
 
 
 def test_a_group_comes_scales_and_goes(
