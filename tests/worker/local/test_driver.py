@@ -282,10 +282,7 @@ print("address", group.me.address, flush=True)
 while True:  # until it is drained
     others = [m.name for m in group.members() if m.name != group.name]
     for name in others:
-        try:
-            rpc.rpc_sync(name, nothing)
-        except (rpc.PeerUnreachableError, rpc.UnknownWorkerError, rpc.DrainedError) as exc:
-            print("failed", exc, flush=True)
+        rpc.rpc_sync(name, nothing)
     print("called", len(others), flush=True)
     time.sleep(0.02)
 """
@@ -305,6 +302,6 @@ def test_workers_talk_tls_and_those_that_come_later_too(
     running.ears.wait_for_many("g: new certificates", 3)
     running.ask("scale", replicas=3)
     running.ears.wait_for(*(f"[g-worker-{n}] called 2" for n in range(3)))
-    assert not [line for line in running.ears.heard if "] failed" in line]
+    assert [line for line in running.ears.heard if "failed" in line or "Error" in line] == []
     running.signal(signal.SIGINT)
     assert running.wait() == 128 + signal.SIGINT
