@@ -103,13 +103,13 @@ class Group:
     def __init__(self, access: Access, namespace: str, until: Until) -> None:
         self._access, self._in, self._until = access, f"--namespace={namespace}", until
 
-    def apply(self, replicas: int = 2, at_least: int = 1) -> None:
+    def apply(self, replicas: int = 2, at_least: int = 1, **more: object) -> None:
         template = {"spec": {"containers": [{"name": "main", "image": "worker"}]}}
         manifest = {
             "apiVersion": contract.API_VERSION,
             "kind": contract.KIND,
             "metadata": {"name": "g"},
-            "spec": {"replicas": replicas, "minReplicas": at_least, "template": template},
+            "spec": {"replicas": replicas, "minReplicas": at_least, "template": template, **more},
         }
         self._access.kubectl("apply", self._in, "--filename=-", input=json.dumps(manifest))
 
@@ -126,7 +126,16 @@ class Group:
         self.settle()
         self._access.kubectl("delete", "pod", "g-worker-0", self._in, "--grace-period=0", "--force")
 
+    def renew_certificates(self) -> None:
+        """Its Secret with certificates is there, and holds none."""
+        self.apply(suspend=True)
+        name = f"g-rpcgroup-tls-{self._access.get('rpcgroup/g', self._in)['metadata']['uid'][:8]}"
+        self._access.kubectl("create", "secret", "generic", name, self._in)
+        self.apply(suspend=True, security={"tls": True})
+
     def need_none(self) -> None:
+        self.apply()
+        self._until(lambda: self._access.get("poddisruptionbudgets", self._in)["items"])
         self.apply(at_least=0)
 
     def delete(self) -> None:
@@ -228,6 +237,8 @@ RIGHTS: Final = [
     Right(OPERATOR, "pods", "delete", Group.shrink),
     Right(OPERATOR, "pods/status", "patch"),
     Right(OPERATOR, "secrets", "create"),
+    Right(OPERATOR, "secrets", "get", idle),
+    Right(OPERATOR, "secrets", "update", Group.renew_certificates),
     Right(OPERATOR, "poddisruptionbudgets", "get"),
     Right(OPERATOR, "poddisruptionbudgets", "create"),
     Right(OPERATOR, "poddisruptionbudgets", "patch"),
@@ -236,7 +247,6 @@ RIGHTS: Final = [
     Right(DISCOVERY, "customresourcedefinitions", "list", idle),
     Right(DISCOVERY, "customresourcedefinitions", "watch", idle),
     Right(DISCOVERY, "namespaces", "get", idle),
-    Right(SECRETS, "secrets", "get", idle),
     Right(LEADER, "leases", "create", idle),
     Right(LEADER, "leases", "get", idle),
     Right(LEADER, "leases", "update", idle),
@@ -268,12 +278,22 @@ def test_none_is_too_much(right: Right, release: Access, group: Group, until: Un
         until(lambda: any(right.refusal_in(line) for line in refusals(program)))
 
 
-@pytest.mark.parametrize("verb", ["list", "watch"])
+RIGHTS_FOR_SOME_NAMESPACES: Final = [
+    Right(DISCOVERY, "namespaces", "list"),
+    Right(DISCOVERY, "namespaces", "watch"),
+    Right(SECRETS, "secrets", "create"),
+    Right(SECRETS, "secrets", "get"),
+]
+"""All of them used from the start, by an operator that is new."""
+
+
+@pytest.mark.parametrize("right", RIGHTS_FOR_SOME_NAMESPACES, ids=str)
 def test_none_is_too_much_for_some_namespaces(
-    verb: str, release: Access, namespace: str, etcd: EtcdServer, until: Until, tmp_path: Path
+    right: Right, release: Access, namespace: str, etcd: EtcdServer, until: Until, tmp_path: Path
 ) -> None:
-    right = Right(DISCOVERY, "namespaces", verb)
     install(release, etcd, watchNamespaces=[namespace])
+    own = f"--namespace={RELEASE_NAMESPACE}"
+    release.kubectl("delete", "secret", own, "rpcgroup-operator", "--ignore-not-found")
     try:
         with without(right, release, until), operator(release, tmp_path) as program:
             until(lambda: any(right.refusal_in(line) for line in refusals(program)))

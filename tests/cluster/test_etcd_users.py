@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,24 +41,24 @@ pytestmark = pytest.mark.timeout(280)
 Until = Callable[..., None]
 
 
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    with EtcdServer(tmp_path_factory.mktemp("etcd"), "--bcrypt-cost", "4") as server:
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path / "etcd", "--bcrypt-cost", "4") as server:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def operator(
     simulated_nodes: SimulatedNodes,
     control_plane: ControlPlane,
     etcd: EtcdServer,
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Program]:
-    with pytest.MonkeyPatch.context() as environ:
-        environ.setenv("RPCGROUP_OPERATOR_SECRET", "users-test")
-        environ.setenv("RPCGROUP_OPERATOR_ETCD_AUTH", "1")
-        with started_operator(control_plane, etcd, tmp_path_factory.mktemp("operator")) as program:
-            yield program
+    monkeypatch.setenv("RPCGROUP_OPERATOR_SECRET", "users-test")
+    monkeypatch.setenv("RPCGROUP_OPERATOR_ETCD_AUTH", "1")
+    with started_operator(control_plane, etcd, tmp_path) as program:
+        yield program
 
 
 @pytest.fixture
