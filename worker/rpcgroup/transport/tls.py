@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -43,10 +43,13 @@ class TlsStream:
         "_lock",
         "_name",
         "_outgoing",
-        "_socket",
+        "_read",
+        "_socket_recv",
+        "_socket_send",
         "_tls",
         "_unsent",
         "_wire",
+        "_write",
         "close",
         "fileno",
         "forget",
@@ -57,7 +60,6 @@ class TlsStream:
     )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str, *, dialled: bool) -> None:
-        self._socket = sock
         self._wire = wire = TcpStream(sock)
         self._name = name
         self._dialled = dialled
@@ -65,7 +67,12 @@ class TlsStream:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialled)
-        self._unsent = memoryview(b"")
+        # Bound methods as attributes: the hot path saves a look-up each.
+        self._read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]
+        self._write = self._tls.write
+        self._socket_recv = sock.recv
+        self._socket_send = sock.send
+        self._unsent: bytes | memoryview = b""
         """The sender's: encrypted, and not in the kernel yet."""
         self._ahead = 0
         """The sender's: bytes that are encrypted and that it has not been told were taken."""
@@ -111,7 +118,7 @@ class TlsStream:
                 return
             self._say(deadline)
             self._limit(deadline)
-            data = self._socket.recv(RECORD)
+            data = self._socket_recv(RECORD)
             if not data:
                 raise _broken_off()
             self._incoming.write(data)
@@ -138,9 +145,20 @@ class TlsStream:
     # -- sending ------------------------------------------------------------------------------------------
 
     def send(self, data: Buffer) -> int:
-        if not self._ahead:
-            self._encrypt((data,), CHUNK)
-        return self._send_encrypted(len(data))
+        size = len(data)
+        if self._ahead or size > CHUNK:
+            return self.send_many((data,))
+        with self._lock:
+            self._write(data)
+            self._unsent = encrypted = self._outgoing.read()
+            self._ahead = size
+        sent = self._socket_send(encrypted)
+        if sent < len(encrypted):
+            self._unsent = memoryview(encrypted)[sent:]
+            return self._send_encrypted(size)
+        self._unsent = b""
+        self._ahead = 0
+        return size
 
     def send_many(self, buffers: Sequence[Buffer]) -> int:
         if not self._ahead:
@@ -155,7 +173,7 @@ class TlsStream:
                 self._encrypt((rest,), PLAIN)
             try:
                 while self._unsent:
-                    self._unsent = self._unsent[self._wire.try_send(self._unsent) :]
+                    self._unsent = memoryview(self._unsent)[self._wire.try_send(self._unsent) :]
             except BlockingIOError:
                 if len(rest) == len(data):
                     raise
@@ -166,18 +184,17 @@ class TlsStream:
     def _encrypt(self, buffers: Sequence[Buffer], limit: int) -> None:
         """Up to `limit` bytes of them."""
         ahead = 0
-        write = self._tls.write
         with self._lock:
             for buffer in buffers:
                 room = limit - ahead
                 part = buffer if len(buffer) <= room else memoryview(buffer)[:room]
                 if part:
-                    ahead += write(part)
-            self._unsent, self._ahead = memoryview(self._outgoing.read()), ahead
+                    ahead += self._write(part)
+            self._unsent, self._ahead = self._outgoing.read(), ahead
 
     def _send_encrypted(self, offered: int) -> int:
         while self._unsent:
-            self._unsent = self._unsent[self._wire.send(self._unsent) :]
+            self._unsent = memoryview(self._unsent)[self._socket_send(self._unsent) :]
         return self._taken(offered)
 
     def _taken(self, offered: int) -> int:
@@ -217,11 +234,12 @@ class TlsStream:
         while True:
             # A record is decrypted as a whole. Where all that comes of it has room, nothing stays in memory, of which
             # the descriptor would not tell. Where it may not, a byte stays in the kernel until memory is empty.
-            roomy = len(into) >= 2 * RECORD
+            room = len(into) - RECORD
+            roomy = room >= RECORD
             if roomy:
-                data = self._socket.recv(min(len(into) - RECORD, CHUNK), flags)
+                data = self._socket_recv(room if room < CHUNK else CHUNK, flags)
             else:
-                data = self._socket.recv(RECORD, flags | socket.MSG_PEEK)
+                data = self._socket_recv(RECORD, flags | socket.MSG_PEEK)
             if not data:
                 return 0
             n = self._decrypt(into, data)
@@ -232,13 +250,12 @@ class TlsStream:
 
     def _decrypt(self, into: memoryview, data: bytes = b"") -> int:
         """As much as there is, with `data` from the kernel; 0 where that ends within a record."""
-        n = 0
-        incoming, read = self._incoming, self._tls.read
+        n, size, incoming = 0, len(into), self._incoming
         with self._lock:
             incoming.write(data)
             try:
-                while n < len(into):
-                    got: int = read(len(into) - n, into[n:])  # type: ignore[assignment]
+                while n < size:
+                    got = self._read(size - n, into[n:] if n else into)
                     if not got:
                         raise ConnectionResetError("the peer has ended TLS")
                     n += got
@@ -254,7 +271,7 @@ class TlsStream:
             keep = full and bool(self._tls.pending() or self._incoming.pending)
         self._kept = keep
         if decrypted > keep:
-            self._socket.recv(decrypted - keep)
+            self._socket_recv(decrypted - keep)
 
 
 def _broken_off() -> ConnectionResetError:
