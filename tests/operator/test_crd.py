@@ -60,7 +60,14 @@ def test_defaults_of_the_schema_are_those_of_the_model() -> None:
     ours = group.spec.model_dump(by_alias=True)
     theirs = defaulted({}, SPEC)
     assert {key: ours[key] for key in theirs} == theirs
-    assert set(theirs) == {"replicas", "minReplicas", "backoffLimit", "suspend", "rolloutStrategy", "security"}
+    assert set(theirs) == {
+        "replicas",
+        "minReplicas",
+        "backoffLimit",
+        "suspend",
+        "rolloutStrategy",
+        "security",
+    }
 
 
 def defaulted(value: Any, schema: dict[str, Any]) -> Any:

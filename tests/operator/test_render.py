@@ -76,6 +76,29 @@ def test_the_secret_is_no_one_elses_to_change() -> None:
     assert secret["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
 
 
+def test_what_lets_a_worker_into_etcd_is_in_its_volume() -> None:
+    wanted, create = group(), Create("g-worker-0", "worker", 0)
+    rendezvous = render.Rendezvous("etcd:2379", users=True, ca=True)
+    pod = render.pod(wanted, "0123456789", create, rendezvous)["spec"]
+    (volume,) = pod["volumes"]
+    names = [source["secret"]["name"] for source in volume["projected"]["sources"]]
+    secret = render.etcd_secret(wanted, "0123456789", "hush", b"PEM")
+    assert names == ["g-rpcgroup", secret["metadata"]["name"]]
+    env = {e["name"]: e.get("value") for e in pod["containers"][1]["env"]}
+    assert env[contract.ENV_ETCD_USERNAME] == "rpcgroup/ns/g"
+    files = {
+        env[name].rpartition("/")[2] for name in (contract.ENV_ETCD_PASSWORD_FILE, contract.ENV_ETCD_CA_FILE)
+    }
+    assert files == secret["stringData"].keys()
+    assert set(secret["stringData"].values()) == {"hush", "PEM"}
+    assert "etcd" not in str(rendered(wanted)["spec"]["volumes"])
+
+
+def test_a_secret_for_etcd_is_of_one_group_only() -> None:
+    """One that was deleted a moment ago may still be there when its successor comes."""
+    assert render.etcd_secret_name(group(), "1" * 36) != render.etcd_secret_name(group(), "2" * 36)
+
+
 def test_the_budget_keeps_the_least() -> None:
     budget = render.disruption_budget(group(), "uid-1")
     assert budget["spec"]["minAvailable"] == 1
