@@ -18,17 +18,16 @@ __all__ = ["BusyGroup", "processes"]
 
 START_SECONDS: Final = 180.0
 """Each process imports torch, on the two cores of a small machine."""
-
-Until = Callable[..., None]
+POLL_SECONDS: Final = 0.3
 
 
 class BusyGroup:
     """The group `busy` in one namespace."""
 
-    def __init__(self, access: Access, namespace: str, until: Until, replicas: int) -> None:
+    def __init__(self, access: Access, namespace: str, replicas: int) -> None:
         self._access = access
+        self.namespace = namespace
         self._here = f"--namespace={namespace}"
-        self._until = until
         self._replicas = replicas
 
     def start(self) -> None:
@@ -47,7 +46,36 @@ class BusyGroup:
         self.settle()
 
     def settle(self) -> None:
-        self._until(self._is_busy, START_SECONDS)
+        """Wait for that."""
+        until(self._is_busy, "every worker calls every other", START_SECONDS)
+
+    def wait_for_calls(self) -> None:
+        """Until everybody has told of calls after this moment."""
+        began = time.time()
+
+        def told() -> bool:
+            return all(of_kind(self.seen(name), "calls")[-1]["at"] > began for name in self.pods())
+
+        until(told, "every worker tells of its calls", START_SECONDS)
+
+    def lives(self) -> dict[str, tuple[str, str, int, int]]:
+        """Of each worker what is another one after any restart: pod, container, count of restarts, incarnation."""
+        incarnations = self.incarnations()
+        return {name: (*run_of(pod), incarnations[name]) for name, pod in self.pods().items()}
+
+    def lost(self, victim: str, incarnation: int, witnesses: list[str], seconds: float) -> float:
+        """The unix time at which the last witness's view had lost that worker."""
+        times: dict[str, float] = {}
+
+        def all_saw() -> bool:
+            for name in witnesses:
+                for line in of_kind(self.seen(name), "died", "left"):
+                    if (line["who"], line["incarnation"]) == (victim, incarnation):
+                        times[name] = line["at"]
+            return len(times) == len(witnesses)
+
+        until(all_saw, f"{victim} is gone for {witnesses}", seconds)
+        return max(times.values())
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:
         return self._access.kubectl(self._here, *arguments, input=input)
@@ -91,6 +119,19 @@ def of_kind(seen: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
 
 def is_ready(pod: dict[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+
+
+def run_of(pod: dict[str, Any]) -> tuple[str, str, int]:
+    container = pod["status"]["containerStatuses"][0]
+    return pod["metadata"]["uid"], container["containerID"], container["restartCount"]
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {seconds:g} s it is not true that {what}")
+        time.sleep(POLL_SECONDS)
 
 
 def processes(pod_uid: str) -> list[int]:

@@ -16,6 +16,7 @@ from rpcgroup.local.etcd_server import EtcdServer
 from tests.cluster.bed import programs as bed_programs
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.control_plane import ControlPlane
+from tests.cluster.bed.installation import installed
 from tests.cluster.bed.process import Program
 from tests.cluster.bed.real_cluster import RealCluster
 from tests.cluster.bed.real_node import RequirementError
@@ -26,6 +27,8 @@ from tests.cluster.simulated_workers import SimulatedWorkers
 T = TypeVar("T")
 UNTIL_SECONDS: Final = 60.0
 """The garbage collector learns of a new kind within 30 s; everything else takes less."""
+POLL_SECONDS: Final = 0.15
+"""Most conditions run kubectl, which takes about as much of a core."""
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +70,13 @@ def real_cluster(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         pytest.fail(str(exc), pytrace=False)
 
 
+@pytest.fixture(scope="session")
+def operator_pods(real_cluster: RealCluster, programs: Path) -> Iterator[RealCluster]:
+    """The same cluster with the chart installed: the operator and etcd as pods."""
+    with installed(real_cluster, programs):
+        yield real_cluster
+
+
 @pytest.fixture
 def access(control_plane: ControlPlane) -> Access:
     return control_plane.access
@@ -106,7 +116,7 @@ def _until(condition: Callable[[], object], seconds: float = UNTIL_SECONDS) -> N
     while not (last := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"not true after {seconds:g} s; the last answer was {last!r}")
-        pause.wait(0.05)
+        pause.wait(POLL_SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.cluster.bed.installation import installed
 from tests.cluster.bed.real_cluster import RealCluster
 from tests.cluster.digits import TARGET, Digits
 
 
 @pytest.mark.timeout(1200)
 def test_the_digits_job_ends_well_through_scaling_and_a_kill(
-    real_cluster: RealCluster, real_namespace: str, programs: Path
+    operator_pods: RealCluster, real_namespace: str
 ) -> None:
-    with installed(real_cluster, programs):
-        assert Digits(real_cluster.access, real_namespace, print).run() >= 100 * TARGET
+    assert Digits(operator_pods.access, real_namespace, print).run() >= 100 * TARGET

@@ -24,6 +24,7 @@ CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 PR_SET_PDEATHSIG: Final = 1
+PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,7 +32,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 def run_inside(work: Callable[[], object]) -> int:
     """Run `work` in new namespaces; the exit code: 0, or 1 if it raised (the traceback is on stderr).
 
-    SIGTERM and SIGINT are handed in. Call it in a process with one thread, which it moves for good to the new
+    `PASSED_ON` signals are handed in. Call it in a process with one thread, which it moves for good to the new
     network and mounts. Raises `OSError` for who may not make namespaces.
     """
     flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
@@ -54,7 +55,7 @@ def first_process(outside: int) -> int:
 
 def _wait_for(child: int) -> int:
     """Pass signals on to it, take in everyone else who ends here."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in PASSED_ON:
         signal.signal(number, lambda got, _: os.kill(child, got))
     while True:
         ended, status = os.wait()

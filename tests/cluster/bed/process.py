@@ -92,26 +92,27 @@ class Program:
 
     def freeze(self) -> None:
         """It answers nothing until `thaw`, its connections stay open."""
-        self._signal(signal.SIGSTOP)
+        self.send(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+        self.send(signal.SIGCONT)
+
+    def send(self, number: signal.Signals) -> None:
+        """Nothing where it does not run."""
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
             return
-        self._signal(number)
+        self.send(number)
         try:
             self._process.wait(self._stop_seconds)
         except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self._process.wait(STOP_SECONDS)
         self._process = None
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
 
     def _why_not(self, what: str) -> str:
         last = self.log.read_text(errors="replace").splitlines()[-8:]

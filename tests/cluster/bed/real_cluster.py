@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.namespaces import first_process
-from tests.cluster.bed.process import Program
+from tests.cluster.bed.process import Program, StartError, answers
 from tests.cluster.bed.real_node import check_requirements, import_command
-from tests.cluster.bed.serve import READY
+from tests.cluster.bed.serve import API_SERVER_DOWN, API_SERVER_UP, READY
 
 __all__ = ["RealCluster", "inside"]
 
 UP_SECONDS: Final = 180.0
 DOWN_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.1
 
 
 class RealCluster:
@@ -51,6 +55,17 @@ class RealCluster:
         """End it as a killed test run does."""
         self._server.kill()
 
+    @contextlib.contextmanager
+    def without_api_server(self) -> Iterator[None]:
+        """It is killed; after the block it is started again with its data, and answers when this returns."""
+        self._server.send(API_SERVER_DOWN)
+        self._wait_for_api(False)
+        try:
+            yield
+        finally:
+            self._server.send(API_SERVER_UP)
+            self._wait_for_api(True)
+
     def load(self, image: Path) -> None:
         """Give the node an image from its archive; pods name it by the name in there."""
         subprocess.run(self.inside(*import_command(image)), check=True, capture_output=True, timeout=120)
@@ -59,6 +74,13 @@ class RealCluster:
         """The command line that runs `command` where pods have addresses and Services have names."""
         assert self._server.pid
         return inside(self._server.pid, *command)
+
+    def _wait_for_api(self, wanted: bool) -> None:
+        deadline = time.monotonic() + UP_SECONDS
+        while answers(f"{self.access.server}/readyz") is not wanted:
+            if time.monotonic() > deadline:
+                raise StartError(f"the API server {'does not answer' if wanted else 'still answers'}")
+            time.sleep(POLL_SECONDS)
 
     def __enter__(self) -> RealCluster:
         self.start()

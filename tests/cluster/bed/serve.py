@@ -6,8 +6,8 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 from tests.cluster.bed.cgroups import cgroup
@@ -19,24 +19,31 @@ from tests.cluster.bed.process import free_port
 from tests.cluster.bed.real_node import ADDRESS, RealNode, prepare_machine
 from tests.cluster.bed.simulated_nodes import SimulatedNodes
 
-__all__ = ["HOLDER", "READY", "serve", "serve_real"]
+__all__ = ["API_SERVER_DOWN", "API_SERVER_UP", "HOLDER", "READY", "serve", "serve_real"]
 
 HOLDER: Final = "holder"
 """In the cluster's folder: the id of the process that holds it."""
 READY: Final = "ready"
 """There when all of the cluster runs."""
 
+# Signals to the holder.
+API_SERVER_DOWN: Final = signal.SIGUSR1
+"""Kill the API server."""
+API_SERVER_UP: Final = signal.SIGUSR2
+"""Start it again, with what it had stored."""
+END: Final = (signal.SIGTERM, signal.SIGINT)
+
 
 def serve(folder: Path, programs: Path, simulated: bool) -> int:
     """A control plane, with simulated nodes or none. Returns 0 after SIGTERM or SIGINT."""
-    ending = _ending()
+    orders = _orders()
     (folder / HOLDER).write_text(str(os.getpid()))
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(folder, programs))
         if simulated:
             stack.enter_context(SimulatedNodes(plane))
         (folder / READY).touch()
-        ending.wait()
+        _obey(orders, plane)
     return 0
 
 
@@ -47,14 +54,14 @@ def serve_real(folder: Path, programs: Path) -> int:
     """
 
     def work() -> None:
-        ending = _ending()
+        orders = _orders()
         prepare_machine(folder)
         forward(listener, port)
         image = folder / "host.tar"
         write_host_image(image)
         with ControlPlane(folder, programs, port, ADDRESS) as plane, RealNode(plane, group, [image]):
             (folder / READY).touch()
-            ending.wait()
+            _obey(orders, plane)
 
     (folder / HOLDER).write_text(str(os.getpid()))
     port = free_port()
@@ -62,8 +69,18 @@ def serve_real(folder: Path, programs: Path) -> int:
         return run_inside(work)
 
 
-def _ending() -> threading.Event:
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
-    return ending
+def _orders() -> SimpleQueue[int]:
+    """The signals that come."""
+    orders: SimpleQueue[int] = SimpleQueue()
+    for number in (API_SERVER_DOWN, API_SERVER_UP, *END):
+        signal.signal(number, lambda got, _: orders.put(got))
+    return orders
+
+
+def _obey(orders: SimpleQueue[int], plane: ControlPlane) -> None:
+    """Until one says END."""
+    while (order := orders.get()) not in END:
+        if order == API_SERVER_DOWN:
+            plane.api_server.kill()
+        else:
+            plane.api_server.start()
