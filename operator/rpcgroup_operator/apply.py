@@ -15,7 +15,7 @@ from rpcgroup.membership.rendezvous import DrainRequest
 from rpcgroup_operator import paths, render
 from rpcgroup_operator.api import ApiError, KubeApi
 from rpcgroup_operator.events import Events
-from rpcgroup_operator.members import Members
+from rpcgroup_operator.members import GroupKey, Members
 from rpcgroup_operator.metrics import Metrics
 from rpcgroup_operator.pods import Pod, is_of
 from rpcgroup_operator.store import Group, Store
@@ -48,12 +48,14 @@ class Apply:
         self._metrics = metrics
         self._told: set[str] = set()
         """Pods (UIDs) whose workers this process has asked to leave."""
+        self._failures: dict[tuple[GroupKey, str], int] = {}
+        """Of pods that were deleted to be made anew, and are not there yet: a finalizer may hold the old one."""
 
     async def apply(self, work: Work, action: Action) -> None:
         self._metrics.actions.labels(type(action).__name__.lower()).inc()
         match action:
             case Create():
-                await self._create(work, action, 0)
+                await self._create(work, action)
             case Restart(name):
                 await self._restart(work, name)
             case Drain(name, deadline, reason):
@@ -63,13 +65,18 @@ class Apply:
             case Delete(name, grace):
                 await self._delete(work.group, name, grace)
 
+    def forget(self, key: GroupKey) -> None:
+        for place in [place for place in self._failures if place[0] == key]:
+            del self._failures[place]
+
     async def remind(self, group: Group, pod: Pod) -> None:
         """The request to leave may have been written on the pod by an operator that died before it told the worker."""
         if pod.uid not in self._told:
             await self._tell(group, pod, pod.drain_deadline, "asked to leave")
 
-    async def _create(self, work: Work, create: Create, failures: int) -> None:
+    async def _create(self, work: Work, create: Create) -> None:
         group = work.group
+        failures = self._failures.get((group.key, create.name), 0)
         body = render.pod(work.spec, group.uid, create, work.rendezvous, failures)
         try:
             raw = await self._api.create(paths.pods(group.key[0]), body)
@@ -81,6 +88,7 @@ class Apply:
                     self._events.warn(group, "FailedCreate", f"pod {create.name}: {exc}")
                 raise
         else:
+            self._failures.pop((group.key, create.name), None)
             self._events.normal(group, "Created", f"pod {create.name}")
         self._store.put_raw_pod(raw)
 
@@ -94,11 +102,13 @@ class Apply:
 
     async def _restart(self, work: Work, name: str) -> None:
         """In place of the failed pod another one of its name, which knows how often that has happened."""
-        key = work.group.key
+        key, failures = work.group.key, work.failures[name]
         pod = self._store.pods(key)[name]
+        self._failures[key, name] = failures
         await self._api.delete(paths.pod(key[0], name), grace=0, uid=pod.uid)
-        self._store.drop_pod(key, name, pod.uid)
-        await self._create(work, Create(name, pod.role, pod.index), work.failures[name])
+        self._store.mark_deleting(key, name, pod.uid)
+        self._events.warn(work.group, "Restarting", f"pod {name}: it has failed {failures} times in a row")
+        await self._create(work, Create(name, pod.role, pod.index))
 
     async def _drain(self, work: Work, name: str, deadline: float, reason: str) -> None:
         group = work.group

@@ -86,5 +86,6 @@ class Events:
 
 
 def merged(notes: list[str]) -> str:
+    notes = list(dict.fromkeys(notes))
     more = f"; and {len(notes) - NOTES} more" if len(notes) > NOTES else ""
     return "; ".join(notes[:NOTES])[: MESSAGE_LIMIT - len(more)] + more

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from typing import Final
 
 from rpcgroup.contract import DEFAULT_ROLE
-from rpcgroup.control.lifecycle import PodState
+from rpcgroup.control.lifecycle import WANTED, PodState
 from rpcgroup.control.model import RPCGroup
 from rpcgroup.control.plan import Plan, plan
 from rpcgroup.control.pod import ObservedPod
@@ -94,6 +94,7 @@ class Reconciler:
             if not self._store.pods(key):  # they may still say farewell; the last one's end brings us back
                 await self._equipment.remove(key)
                 self._reporter.forget(key)
+                self._apply.forget(key)
                 self._hashes.pop(key, None)
             return None
         if group.deleting or group.spec is None:
@@ -218,6 +219,6 @@ class Reconciler:
         self, group: Group, spec: RPCGroup, planned: Plan, observed: Iterable[ObservedPod], now: float
     ) -> float | None:
         """Seconds after which there is more to say."""
-        updated = sum(p.role == DEFAULT_ROLE and not p.outdated for p in observed)
+        updated = sum(p.role == DEFAULT_ROLE and p.state in WANTED and not p.outdated for p in observed)
         status = status_to(planned.status, group.generation, render.selector(spec), updated)
         return await self._reporter.report(group, status, now)

@@ -43,8 +43,8 @@ TLS_CERT_KEY = "tls.crt"
 TLS_PRIVATE_KEY = "tls.key"
 SECRET_MOUNT = "/var/run/secrets/rpcgroup.dev"
 VOLUME = "rpcgroup-secret"
-# Readable by the group alone: the worker refuses a secret that everybody can read.
-SECRET_MODE = 0o440
+# The files are root's, and the container runs as whoever its image or template says.
+SECRET_MODE = 0o444
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def pod(group: RPCGroup, owner_uid: str, create: Create, rendezvous: Rendezvous,
         contract.LABEL_INDEX: str(create.index),
         contract.LABEL_TEMPLATE_HASH: template_hash(template),
     }
+    finalizers = {"finalizers": written["finalizers"]} if "finalizers" in written else {}
     spec.setdefault("restartPolicy", "Never")
     spec.setdefault("hostname", create.name)
     gates = spec.setdefault("readinessGates", [])
@@ -107,6 +108,7 @@ def pod(group: RPCGroup, owner_uid: str, create: Create, rendezvous: Rendezvous,
             "namespace": group.metadata.namespace,
             "labels": labels,
             "annotations": annotations,
+            **finalizers,
             "ownerReferences": [owner(group, owner_uid)],
         },
         "spec": spec,

@@ -69,6 +69,11 @@ def test_a_thousand_of_one_kind_are_one() -> None:
     assert second["note"] == "pod h-worker-0"
 
 
+def test_what_is_said_twice_stands_once() -> None:
+    (event,) = written(1, *[("g", "FailedCreate", "pod g-worker-0: quota")] * 3)
+    assert event["note"] == "pod g-worker-0: quota"
+
+
 def test_a_long_note_is_cut() -> None:
     (event,) = written(1, ("g", "FailedCreate", "x" * 5000))
     assert len(event["note"]) == MESSAGE_LIMIT

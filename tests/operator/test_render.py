@@ -44,6 +44,20 @@ def test_the_template_passes_through() -> None:
     assert rendered(group(restartPolicy="OnFailure"))["spec"]["restartPolicy"] == "OnFailure"
 
 
+def test_labels_annotations_and_finalizers_of_the_template_are_the_pods() -> None:
+    raw = group().model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["spec"]["template"]["metadata"] = {
+        "labels": {"team": "a"},
+        "annotations": {"note": "b"},
+        "finalizers": ["own/f"],
+    }
+    metadata = rendered(RPCGroup.model_validate(raw))["metadata"]
+    assert metadata["labels"]["team"] == "a"
+    assert metadata["annotations"] == {"note": "b"}
+    assert metadata["finalizers"] == ["own/f"]
+    assert "finalizers" not in rendered(group())["metadata"]
+
+
 def test_the_pod_is_the_groups_and_waits_for_its_gate() -> None:
     pod = rendered(group(readinessGates=[{"conditionType": "own/gate"}]))
     (owner,) = pod["metadata"]["ownerReferences"]

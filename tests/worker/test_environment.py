@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,19 @@ def test_the_files_of_tls(tmp_path: Path) -> None:
 def test_some_files_of_tls_are_not_enough(missing: str) -> None:
     with pytest.raises(GroupError, match=f"TLS needs all of .*; not set: {missing}$"):
         read_tls_files({name: "/file" for name in TLS if name != missing})
+
+
+def test_on_a_read_only_mount_the_mode_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a pod, whose user is none that a kubelet knows."""
+    file = tmp_path / "secret"
+    file.write_text("s3cret")
+    file.chmod(0o444)
+    real = os.statvfs(file)
+    flags = {"f_flag": real.f_flag | os.ST_RDONLY}
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**flags))
+    assert read_secret({contract.ENV_SECRET_FILE: str(file)}) == b"s3cret"
 
 
 def test_a_private_key_that_everybody_can_read_is_refused(tmp_path: Path) -> None:

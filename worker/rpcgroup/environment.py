@@ -54,7 +54,7 @@ def read_secret(environ: Mapping[str, str] = os.environ) -> bytes:
         except OSError as exc:
             where = f"{contract.ENV_SECRET_FILE}={path}"
             raise GroupError(f"cannot read the group's secret from {where}: {exc.strerror}") from exc
-        if stat.S_IMODE(os.stat(path).st_mode) & 0o007:
+        if _is_open_to_all(path):
             raise GroupError(f"the group's secret {path} can be read by everybody: chmod o-rwx {path}")
     else:
         secret = environ.get(contract.ENV_SECRET, "").encode()
@@ -76,9 +76,16 @@ def read_tls_files(environ: Mapping[str, str] = os.environ) -> TlsFiles | None:
     if missing:
         raise GroupError(f"TLS needs all of {', '.join(names)}; not set: {', '.join(missing)}")
     authorities, certificate, key = (Path(environ[name]) for name in names)
-    if key.exists() and stat.S_IMODE(os.stat(key).st_mode) & 0o007:
+    if key.exists() and _is_open_to_all(key):
         raise GroupError(f"the private key {key} can be read by everybody: chmod o-rwx {key}")
     return TlsFiles(authorities, certificate, key)
+
+
+def _is_open_to_all(path: str | Path) -> bool:
+    """By its mode, on a file system that somebody here can write to. A pod's mounts of Secrets are read-only: what
+    is in there is the container's, under whatever user it runs."""
+    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    return not read_only and bool(stat.S_IMODE(os.stat(path).st_mode) & 0o007)
 
 
 def own_address(rendezvous: str) -> str:
