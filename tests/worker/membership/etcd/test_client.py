@@ -229,7 +229,7 @@ def test_a_token_that_expired_is_renewed_without_a_failed_call(
 ) -> None:
     with closing(EtcdClient([locked_etcd.endpoint], user)) as client:
         client.call(PUT, PutRequest(b"/mine/k", b"v"))
-        client._token = "worker-no-longer-valid.7"
+        client._login._token = "worker-no-longer-valid.7"
         assert client.call(RANGE, RangeRequest(b"/mine/k")).kvs[0].value == b"v"
 
 
@@ -237,7 +237,7 @@ def test_a_token_of_a_store_that_is_gone_is_given_up(locked_etcd: EtcdServer, us
     """The raft index at its end is not reached for long, and etcd lets a call wait for it."""
     with closing(EtcdClient([locked_etcd.endpoint], user)) as client:
         client.call(PUT, PutRequest(b"/mine/k", b"v"))
-        client._token = f"{client._token.partition('.')[0]}.1000000000"
+        client._login._token = f"{client._login._token.partition('.')[0]}.1000000000"
         assert client.retry(RANGE, RangeRequest(b"/mine/k"), 20).kvs[0].value == b"v"
 
 

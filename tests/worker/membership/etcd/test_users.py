@@ -137,10 +137,10 @@ def test_what_is_made_goes_without_a_trace(users: Users, root_client: EtcdClient
 def test_what_fits_is_left_alone(users: Users, mine: EtcdClient, root_client: EtcdClient) -> None:
     """A change would cost each client of etcd something."""
     mine.call(RANGE, RangeRequest(MINE.members))
-    token = mine._token
+    token = mine._login._token
     users.make(MINE, "1")
     mine.call(RANGE, RangeRequest(MINE.members))
-    assert mine._token == token
+    assert mine._login._token == token
 
 
 def test_a_password_that_does_not_fit_is_mended(secured_etcd: EtcdServer, users: Users) -> None:

@@ -275,13 +275,13 @@ def test_a_watch_opened_with_a_token_that_expired_logs_in_anew(
         sink.wait(lambda me: me.snapshots)
         writer.put("k", "1")
         sink.wait(lambda me: me.changes)
-        client._token = "worker-no-longer-valid.7"
+        client._login._token = "worker-no-longer-valid.7"
         assert watch._stream
         watch._stream.cancel()
         writer.put("k", "2")
         sink.wait(lambda me: len(me.changes) == 2)
     assert (sink.changes, len(sink.snapshots)) == (["k=1", "k=2"], 1)
-    assert client._token != "worker-no-longer-valid.7"
+    assert client._login._token != "worker-no-longer-valid.7"
 
 
 def test_it_stops_while_etcd_is_away(tmp_path: Path, etcd_server: EtcdServer, prefix: bytes) -> None:

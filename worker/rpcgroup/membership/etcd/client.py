@@ -24,6 +24,7 @@ from rpcgroup.errors import RemoteProtocolError, RendezvousError, RendezvousUnav
 from rpcgroup.membership.etcd.auth_messages import AUTHENTICATE, AuthenticateRequest
 from rpcgroup.membership.etcd.codec import decode, encode
 from rpcgroup.membership.etcd.credentials import EtcdCredentials
+from rpcgroup.membership.etcd.login import USERS_CHANGED, Login, token_is_stale
 from rpcgroup.membership.etcd.messages import KEEP_ALIVE, WATCH, Method, WatchRequest, WatchResponse
 
 __all__ = ["AUTHENTICATE_SECONDS", "CALL_SECONDS", "EtcdClient", "EtcdRefusedError", "WatchStream"]
@@ -59,14 +60,6 @@ LOST: Final = frozenset(
     }
 )
 """After these nobody knows whether the call was applied, and the channel is not to be trusted."""
-
-USERS_CHANGED: Final = "revision of auth store is old"
-"""Someone's user or role has changed while the call was on its way. A simple token is as good as before, one that
-etcd has signed (JWT) is not: a login is tried only where the call is refused again."""
-OVERDUE: Final = 2
-"""Calls in a row without an answer in time, after which the next one logs in anew. A simple token ends with the raft
-index at which it was given, and etcd lets a call wait until it is there: a store that came back empty waits long."""
-STALE_TOKEN: Final = ("invalid auth token", USERS_CHANGED, "user name is empty")
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -131,13 +124,11 @@ class EtcdClient:
         self._endpoints = random.sample(endpoints, len(endpoints))
         self._credentials = credentials or EtcdCredentials()
         self._closed = threading.Event()
-        self._lock = threading.Lock()  # guards _connection, _generation, _overdue and the outage's two times
-        self._login = threading.Lock()  # held during a login, so that there is one at a time; guards _token
-        self._token = ""
+        self._lock = threading.Lock()  # guards _connection, _generation and the outage's two times
+        self._login = Login(self._credentials)
         self._pid = os.getpid()
         self._generation = 0
         self._connection: _Connection | None = None
-        self._overdue = 0
         self._failing_since = 0.0
         self._logged_at = 0.0
 
@@ -158,14 +149,14 @@ class EtcdClient:
             except (grpc.RpcError, ValueError, RemoteProtocolError) as exc:
                 error = self._understand(exc, connection, method.name)
                 refusals += 1
-                if refusals > 2 or not self.token_is_stale(error):
+                if refusals > 2 or not token_is_stale(error):
                     raise error from exc
                 if refusals == 2 or USERS_CHANGED not in str(error):
                     self.forget_token(token)
             else:
                 self._note_answer()
                 if method.path != KEEP_ALIVE.path:  # which older etcd answers whatever the token
-                    self._overdue = 0
+                    self._login.was_answered()
                 return response
 
     def retry(self, method: Method[_Request, _Response], request: _Request, seconds: float) -> _Response:
@@ -210,16 +201,10 @@ class EtcdClient:
             "that the rendezvous URL names its client port, and the network in between"
         )
 
-    @staticmethod
-    def token_is_stale(error: object) -> bool:
-        return any(sign in str(error) for sign in STALE_TOKEN)
-
     def forget_token(self, token: str) -> None:
         """The next call logs in, unless another thread has since `token`. Spreads a crowd's logins."""
         self._closed.wait(random.uniform(0.0, 0.2))
-        with self._login:
-            if self._token == token:
-                self._token = ""
+        self._login.forget(token)
 
     @property
     def closed(self) -> bool:
@@ -258,18 +243,10 @@ class EtcdClient:
         return [("hasleader", "true")] + ([("token", token)] if token else [])
 
     def _token_for(self, connection: _Connection) -> str:
-        """The login's token, "" without a user; logs in where there is none."""
-        if not self._credentials.username:
-            return ""
-        with self._login:
-            if not self._token or self._overdue >= OVERDUE:
-                self._token = self._log_in(connection)
-                self._overdue = 0
-            return self._token
+        return self._login.token(lambda request: self._log_in(connection, request))
 
-    def _log_in(self, connection: _Connection) -> str:
+    def _log_in(self, connection: _Connection, request: AuthenticateRequest) -> str:
         """The token; "" where etcd knows no users, or none yet: then it wants no token either."""
-        request = AuthenticateRequest(self._credentials.username, self._credentials.password)
         try:
             return connection.unary(AUTHENTICATE, request, timeout=AUTHENTICATE_SECONDS).token
         except (grpc.RpcError, ValueError, RemoteProtocolError) as exc:
@@ -288,8 +265,7 @@ class EtcdClient:
         if code not in LOST:
             return EtcdRefusedError(text, code)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            with self._lock:
-                self._overdue += 1
+            self._login.was_overdue()
         self._drop(connection)
         self._note_failure(text)
         return RendezvousUnavailableError(text)

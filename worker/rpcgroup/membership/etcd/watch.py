@@ -13,6 +13,7 @@ import grpc
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.etcd.client import EtcdClient, WatchStream
 from rpcgroup.membership.etcd.cursor import Verdict, WatchCursor
+from rpcgroup.membership.etcd.login import token_is_stale
 from rpcgroup.membership.etcd.messages import (
     RANGE,
     Event,
@@ -184,7 +185,7 @@ class Watch:
 
     def _refused(self, reason: str, token: str) -> None:
         """A token that expired needs a new login; older etcd call that "permission denied" (etcd#12385)."""
-        if self._client.token_is_stale(reason) or (token and not self._logged_in_anew):
+        if token_is_stale(reason) or (token and not self._logged_in_anew):
             self._logged_in_anew = True
             self._client.forget_token(token)
         else:
@@ -194,7 +195,7 @@ class Watch:
         if self._wants_cancel() or self._client.closed:
             return
         error = self._client.watch_failed(exc, generation)
-        if self._client.token_is_stale(error):
+        if token_is_stale(error):
             self._client.forget_token(token)
         else:
             raise error from exc
