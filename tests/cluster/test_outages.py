@@ -113,9 +113,8 @@ def unnoticed(busy: BusyGroup) -> Iterator[None]:
         seen = [line for line in busy.seen(name) if line["at"] > began]
         assert of_kind(seen, "failed", "left", "died") == []
         during = [line["to"] for line in of_kind(seen, "calls") if line["at"] < ended]
-        made = {peer: during[-1][peer] - during[0][peer] for peer in during[0]}
+        made = {peer: during[-1][peer] - during[0][peer] for peer in lives if peer != name}
         print(f"{name} in {ended - began:.0f} s: {made}")
-        assert len(made) == len(lives) - 1
         assert all(made.values())
 
 
