@@ -44,9 +44,14 @@ class Equipment:
 
     async def remove(self, key: GroupKey) -> None:
         """After the group. What it owned in the API server goes by its owner references."""
+        if key in self._places.marked and await self._is_there(key):
+            return  # what is remembered here lags behind, and what is deleted in etcd does not come back
         await self._places.remove(key)
         self._certificates.forget(key)
         self._made.pop(key, None)
+
+    async def _is_there(self, key: GroupKey) -> bool:
+        return bool((await self._api.get(paths.group_if_any(*key)))["items"])
 
     async def _create_secret(self, group: Group, body: Object) -> None:
         """What is there already is as it should be: nobody can change it, and its name is of this group alone."""

@@ -12,6 +12,7 @@ __all__ = [
     "budget",
     "events",
     "group",
+    "group_if_any",
     "groups",
     "lease",
     "leases",
@@ -28,6 +29,11 @@ ALL_PODS: Final = "/api/v1/pods"
 
 def group(namespace: str, name: str) -> str:
     return f"{groups(namespace)}/{name}"
+
+
+def group_if_any(namespace: str, name: str) -> str:
+    """A list of one or none, for which the right to list is enough."""
+    return f"{groups(namespace)}?fieldSelector=metadata.name%3D{name}"
 
 
 def groups(namespace: str) -> str:

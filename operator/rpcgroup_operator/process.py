@@ -77,7 +77,8 @@ async def run(settings: Settings) -> None:
             queue = WorkQueue(reconciler.reconcile, settings.workers)
             woken.append(queue)
             metrics.leading.set(1)
-            for key in {*store.groups, *places.marked}:  # also those that went while no operator was there
+            # Also those that went while no operator was there; of what is not watched nobody knows whether it went.
+            for key in {*store.groups, *(key for key in places.marked if settings.watches(key[0]))}:
                 queue.add(key)
             await queue.run()
 

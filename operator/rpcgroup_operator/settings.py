@@ -44,6 +44,9 @@ class Settings:
     def rendezvous(self) -> str:
         return self.etcd_for_workers or ",".join(self.etcd)
 
+    def watches(self, namespace: str) -> bool:
+        return not self.watch_namespaces or namespace in self.watch_namespaces
+
     def own_namespace(self) -> str:
         """Where the lease is: said, or that of the operator's pod, or `default` outside a cluster."""
         if self.lease_namespace:
