@@ -346,6 +346,20 @@ def test_who_is_evicted_by_mistake_comes_back(place: Place, listeners: Listeners
     assert first.put("w1")[-1] == mine
 
 
+def test_who_is_evicted_while_it_leaves_does_not_come_back(place: Place, listeners: Listeners) -> None:
+    first, second = listeners(2)
+    join(place.open(), "w0", first)
+    leaver = place.open()
+    join(leaver, "w1", second)
+    leaver.update(state=MemberState.DRAINING)
+    place.open().evict("w1")
+    second.wait(lambda me: me.gone("w1"))
+    leaver.leave(TIMEOUT)
+    first.wait(lambda me: me.gone("w1"))
+    assert first.story("w1")[-1] == "-w1:evicted"
+    assert set(place.open().view().members) == {"w0"}
+
+
 def test_who_looks_dead_and_is_loses_its_record_without_a_word(place: Place, listeners: Listeners) -> None:
     first, second = listeners(2)
     join(place.open(), "w0", first)

@@ -245,6 +245,8 @@ class MemoryRendezvous:
         with self._there() as group:
             if name in group.members:
                 group.put(replace(group.members[name], state=MemberState.EVICTED))
+                for seat in group.seats:
+                    seat.dismiss(name)
                 group.expire(name)
 
     def suspect(self, member: MemberRecord) -> None:
@@ -279,6 +281,11 @@ class MemoryRendezvous:
 
         if self._feed:
             self._feed.push(call)
+
+    def dismiss(self, name: str) -> None:
+        """Who is evicted while it leaves does not come back."""
+        if self.record and self.record.name == name and self.record.state is MemberState.DRAINING:
+            self.record = None
 
     def ask_to_leave(self, request: DrainRequest) -> None:
         listener = self._listener

@@ -153,7 +153,8 @@ class Rendezvous(Protocol):
     def evict(self, name: str) -> None:
         """Take a dead member out at once, without waiting for its lease; nothing where there is none.
 
-        For whoever knows that its process is gone: peers count it as dead without trying to reach it.
+        For whoever knows that its process is gone: peers count it as dead without trying to reach it. One that
+        lives puts its record back, unless it is DRAINING: then its time to leave is over.
         """
         ...
 

@@ -49,6 +49,7 @@ class Seat:
         self._written = 0
         self._marked_until = math.inf  # when a record that stands as evicted is written again
         self._superseded: MemberExistsError | None = None
+        self._dismissed = False  # evicted while it was leaving: it does not come back
         self._trouble: RendezvousError | None = None  # why the last write or keep-alive failed
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -100,8 +101,14 @@ class Seat:
             self._want()
 
     def was_marked(self) -> None:
-        """My record was seen to stand as evicted. Its end follows, unless who evicts has died on the way."""
+        """My record was seen to stand as evicted. Its end follows, unless who evicts has died on the way.
+
+        Who was asked to leave is out then; anybody else was taken for dead by mistake, and puts its record back.
+        """
         with self._changed:
+            if self._record.state is MemberState.DRAINING:
+                self._dismissed = True
+                return
             self._marked_until = time.monotonic() + EVICTION_SECONDS
             self._changed.notify_all()
 
@@ -121,7 +128,7 @@ class Seat:
         Raises `RendezvousUnavailableError`; the lease ends by itself then.
         """
         deadline = time.monotonic() + seconds
-        if self._superseded is None:
+        if self._superseded is None and not self._dismissed:
             try:
                 self._say_farewell(replace(self._record, state=MemberState.LEAVING, reason=reason), deadline)
             except MemberExistsError:
@@ -145,7 +152,7 @@ class Seat:
         return self._wanted
 
     def _is_wanting(self) -> bool:
-        return self._written < self._wanted and self._superseded is None
+        return self._written < self._wanted and self._superseded is None and not self._dismissed
 
     # The seat's thread.
     def _run(self) -> None:
@@ -181,7 +188,7 @@ class Seat:
             return not self._stopping
 
     def _keep_lease(self) -> None:
-        if not self._lease.keep_alive():
+        if not self._dismissed and not self._lease.keep_alive():
             self._renew()
 
     def _renew(self) -> None:
