@@ -3,7 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 from rpcgroup import contract
-from rpcgroup.control.model import RPCGroup
+from rpcgroup.control.certificates import Authority
+from rpcgroup.control.model import RPCGroup, Security
 from rpcgroup.control.plan import Create
 from rpcgroup_operator import render
 
@@ -111,6 +112,33 @@ def test_what_lets_a_worker_into_etcd_is_in_its_volume() -> None:
 def test_a_secret_for_etcd_is_of_one_group_only() -> None:
     """One that was deleted a moment ago may still be there when its successor comes."""
     assert render.etcd_secret_name(group(), "1" * 36) != render.etcd_secret_name(group(), "2" * 36)
+
+
+def test_the_certificates_are_in_the_volume_and_the_authoritys_key_is_not() -> None:
+    plain = group()
+    spec = plain.spec.model_copy(update={"security": Security(tls=True)})
+    wanted, now = plain.model_copy(update={"spec": spec}), 2e9
+    authority = Authority.new(now)
+    files = authority.sign("g.ns.rpcgroup.dev", authority.certificate, now)
+    tls, ca = render.tls_secret(wanted, "uid-1", files), render.authority_secret(wanted, "uid-1", [authority])
+    pod = rendered(wanted)["spec"]
+    (volume,) = pod["volumes"]
+    names = [source["secret"]["name"] for source in volume["projected"]["sources"]]
+    assert names == ["g-rpcgroup", tls["metadata"]["name"]]
+    assert authority.key.decode() in ca["stringData"].values()
+    assert authority.key.decode() not in tls["stringData"].values()
+    assert not tls["immutable"], "it is renewed"
+    env = {e["name"]: e.get("value") for e in pod["containers"][1]["env"]}
+    shown = {
+        contract.ENV_TLS_CA_FILE: files.bundle,
+        contract.ENV_TLS_CERT_FILE: files.certificate,
+        contract.ENV_TLS_KEY_FILE: files.key,
+    }
+    for name, content in shown.items():
+        folder, _, key = (env[name] or "").rpartition("/")
+        assert folder == pod["containers"][1]["volumeMounts"][0]["mountPath"]
+        assert tls["stringData"][key] == content.decode()
+    assert contract.ENV_TLS_CA_FILE not in str(rendered(plain))
 
 
 def test_the_budget_keeps_the_least() -> None:
