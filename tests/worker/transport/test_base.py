@@ -128,6 +128,22 @@ def test_receive_gives_up_so_that_its_caller_can_look_around(ends: tuple[Stream,
         ends[0].receive(memoryview(bytearray(10)))
 
 
+def test_receive_whole_gives_up_though_bytes_keep_coming(ends: tuple[Stream, Stream]) -> None:
+    """Its caller has a deadline to look at, and the peer's network may be slow."""
+    near, far = ends
+    given_up = threading.Event()
+
+    def trickle() -> None:
+        while not given_up.wait(0.05):
+            near.send(b"x")
+
+    thread = in_thread(trickle)
+    received = far.receive_whole(memoryview(bytearray(int(PATIENCE / 0.05))))
+    given_up.set()
+    thread.join()
+    assert 0 < received < int(PATIENCE / 0.05)
+
+
 def test_try_send_takes_what_there_is_room_for(ends: tuple[Stream, Stream]) -> None:
     near, far = ends
     data, sent = memoryview(bytes(1 << 16)), 0

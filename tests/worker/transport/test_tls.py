@@ -21,7 +21,7 @@ from rpcgroup.errors import HandshakeError
 from rpcgroup.transport.base import Stream, Transport
 from rpcgroup.transport.credentials import Contexts, TlsCredentials
 from rpcgroup.transport.tcp import TcpTransport
-from rpcgroup.transport.tls import PLAIN, TlsTransport
+from rpcgroup.transport.tls import PLAIN, TlsStream, TlsTransport
 from tests.worker.transport.certificates import NAME, credentials, issue, write
 
 PATIENCE = 30.0
@@ -243,6 +243,27 @@ def test_a_stranger_that_says_one_byte_at_a_time_gains_nothing(transport: TlsTra
     thread.join()
     for end in (far, listener):
         end.close()
+
+
+def test_a_peer_that_sends_a_record_byte_by_byte_is_given_up(ends: tuple[Stream, Stream]) -> None:
+    near, far = ends
+    assert isinstance(near, TlsStream)
+    near._encrypt((bytes(PLAIN),), PLAIN)
+    given_up = threading.Event()
+
+    def trickle() -> None:
+        with socket.socket(fileno=os.dup(near.fileno())) as sock:
+            for byte in bytes(near._unsent):
+                if given_up.wait(0.01):
+                    return
+                sock.send(bytes((byte,)))
+
+    thread = in_thread(trickle)
+    far.set_handshake_timeout(0.2)
+    with pytest.raises(BlockingIOError):
+        far.receive(memoryview(bytearray(100)))
+    given_up.set()
+    thread.join()
 
 
 def test_a_handshake_that_is_too_large_is_refused_before_it_is_here(transport: TlsTransport) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from rpcgroup.errors import HandshakeError
-from rpcgroup.transport.base import Buffer, Listener
+from rpcgroup.transport.base import READ_TIMEOUT, Buffer, Listener
 from rpcgroup.transport.credentials import TlsCredentials, check_peer, in_words
 from rpcgroup.transport.tcp import TcpListener, TcpStream, dial, listen_on
 
@@ -43,6 +43,7 @@ class TlsStream:
         "_lock",
         "_name",
         "_outgoing",
+        "_patience",
         "_read",
         "_socket_recv",
         "_socket_send",
@@ -53,7 +54,6 @@ class TlsStream:
         "close",
         "fileno",
         "forget",
-        "set_handshake_timeout",
         "shutdown",
         "silence",
         "wait_readable",
@@ -76,15 +76,20 @@ class TlsStream:
         """The sender's: encrypted, and not in the kernel yet."""
         self._ahead = 0
         """The sender's: bytes that are encrypted and that it has not been told were taken."""
+        self._patience = READ_TIMEOUT
+        """The reader's: seconds for the rest of a record."""
         self._kept = False
         """The reader's: the first byte in the kernel has been decrypted already."""
         self.fileno = wire.fileno
         self.wait_readable = wire.wait_readable
         self.silence = wire.silence
-        self.set_handshake_timeout = wire.set_handshake_timeout
         self.forget = wire.forget
         self.shutdown = wire.shutdown
         self.close = wire.close
+
+    def set_handshake_timeout(self, timeout: float | None) -> None:
+        self._patience = READ_TIMEOUT if timeout is None else timeout
+        self._wire.set_handshake_timeout(timeout)
 
     # -- the handshake ------------------------------------------------------------------------------------
 
@@ -212,8 +217,8 @@ class TlsStream:
         return self._receive(into, socket.MSG_DONTWAIT)
 
     def receive_whole(self, into: memoryview) -> int:
-        received = 0
-        while received < len(into):
+        received, until = 0, time.monotonic() + READ_TIMEOUT
+        while received < len(into) and (not received or time.monotonic() < until):
             try:
                 n = self._receive(into[received:], 0)
             except BlockingIOError:
@@ -231,6 +236,7 @@ class TlsStream:
             self._keep(n == len(into), 1)
             if n:
                 return n
+        until = 0.0
         while True:
             # A record is decrypted as a whole. Where all that comes of it has room, nothing stays in memory, of which
             # the descriptor would not tell. Where it may not, a byte stays in the kernel until memory is empty.
@@ -247,6 +253,10 @@ class TlsStream:
                 self._keep(n == len(into), len(data))
             if n:
                 return n
+            now = time.monotonic()
+            until = until or now + self._patience
+            if now >= until:
+                raise BlockingIOError("the rest of a record does not come")
 
     def _decrypt(self, into: memoryview, data: bytes = b"") -> int:
         """As much as there is, with `data` from the kernel; 0 where that ends within a record."""
