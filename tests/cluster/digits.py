@@ -49,10 +49,10 @@ class Digits:
         self._kubectl("apply", "--server-side", "--filename=-", input=json.dumps(group))
         self._wait("three trainers are ready", lambda: self._ready() == 3, STEP_SECONDS)
         self._scale(6)
-        victim = self._pods("worker")[0]
+        victim, uid = next(iter(self._pods("worker").items()))
         self._say(f"kubectl delete pod {victim} --grace-period=0 --force")
         self._kubectl("delete", "pod", victim, "--grace-period=0", "--force")
-        self._wait("six are ready again, without it", lambda: self._replaced(victim, 6), STEP_SECONDS)
+        self._wait("six are ready again, without it", lambda: self._replaced(uid, 6), STEP_SECONDS)
         self._scale(2)
         self._wait("the group is Complete", lambda: self._condition("Complete"), END_SECONDS)
         accuracies = re.findall(r"accuracy ([0-9.]+)%", self._kubectl("logs", SERVER))
@@ -77,8 +77,9 @@ class Digits:
             return self._kubectl("logs", SERVER, "--tail=1").strip()
         return ""
 
-    def _replaced(self, victim: str, replicas: int) -> bool:
-        return victim not in self._pods("worker") and self._ready() == replicas
+    def _replaced(self, uid: str, replicas: int) -> bool:
+        """Its name may be that of its successor."""
+        return uid not in self._pods("worker").values() and self._ready() == replicas
 
     def _ready(self) -> int:
         return int(self._group().get("status", {}).get("readyReplicas", 0))
@@ -87,9 +88,10 @@ class Digits:
         conditions = self._group().get("status", {}).get("conditions", [])
         return any(condition["type"] == kind and condition["status"] == "True" for condition in conditions)
 
-    def _pods(self, role: str) -> list[str]:
+    def _pods(self, role: str) -> dict[str, str]:
+        """UIDs by name."""
         items = self._access.get(self._here, "pods", f"--selector=rpcgroup.dev/role={role}")["items"]
-        return [item["metadata"]["name"] for item in items]
+        return {item["metadata"]["name"]: item["metadata"]["uid"] for item in items}
 
     def _group(self) -> Any:
         return self._access.get(self._here, GROUP)
