@@ -96,7 +96,8 @@ class Apply:
         """The pod that is there, if it is the group's. Raises `ApiError` where it is not."""
         raw = await self._api.get(paths.pod(group.key[0], name))
         if not render.is_owned(raw, group.uid):
-            self._events.warn(group, "NameTaken", f"pod {name} exists and is not of this group")
+            if "deletionTimestamp" not in raw["metadata"]:  # a predecessor's goes by itself
+                self._events.warn(group, "NameTaken", f"pod {name} exists and is not of this group")
             raise ApiError(409, "AlreadyExists", f"pod {name} exists and is not of this group")
         return raw
 

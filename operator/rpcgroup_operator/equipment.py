@@ -63,10 +63,10 @@ class Equipment:
 
     async def _make_budget(self, group: Group, spec: RPCGroup) -> None:
         """Read first: an operator that starts finds those of all groups as they should be."""
-        path = paths.budget(*group.key)
+        path = paths.budget(group.key[0], render.budget_name(spec, group.uid))
         found = await self._budget(path)
         if not spec.spec.min_replicas:
-            if found is not None and render.is_owned(found, group.uid):
+            if found is not None:
                 await self._api.delete(path)
             return
         wanted = render.disruption_budget(spec, group.uid)

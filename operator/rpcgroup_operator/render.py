@@ -17,6 +17,7 @@ __all__ = [
     "Rendezvous",
     "authority_secret",
     "authority_secret_name",
+    "budget_name",
     "disruption_budget",
     "drain_mark",
     "etcd_secret",
@@ -170,25 +171,29 @@ def selector(group: RPCGroup) -> str:
     return f"{contract.LABEL_GROUP}={group.metadata.name},{contract.LABEL_ROLE}={contract.DEFAULT_ROLE}"
 
 
-def secret_name(group: RPCGroup) -> str:
-    return f"{group.metadata.name}-rpcgroup"
+def own_name(group: RPCGroup, uid: str, of: str = "") -> str:
+    """Another for each group that ever has the name: what was its predecessor's is about to be deleted."""
+    return "-".join(part for part in (group.metadata.name, "rpcgroup", of, uid[:8]) if part)
+
+
+def secret_name(group: RPCGroup, uid: str) -> str:
+    return own_name(group, uid)
 
 
 def etcd_secret_name(group: RPCGroup, uid: str) -> str:
-    """Another for each group that ever has the name: what it holds is of one only."""
-    return f"{group.metadata.name}-rpcgroup-etcd-{uid[:8]}"
+    return own_name(group, uid, "etcd")
 
 
 def secret_names(group: RPCGroup, uid: str, rendezvous: Rendezvous) -> list[str]:
     """What a worker finds under SECRET_MOUNT."""
     of_etcd = [etcd_secret_name(group, uid)] if rendezvous.users or rendezvous.ca else []
     of_tls = [tls_secret_name(group, uid)] if group.spec.security.tls else []
-    return [secret_name(group), *of_etcd, *of_tls]
+    return [secret_name(group, uid), *of_etcd, *of_tls]
 
 
 def secret(group: RPCGroup, owner_uid: str, value: str) -> Object:
     """The group's secret, made once."""
-    return _secret(group, owner_uid, secret_name(group), {SECRET_KEY: value})
+    return _secret(group, owner_uid, secret_name(group, owner_uid), {SECRET_KEY: value})
 
 
 def etcd_secret(group: RPCGroup, owner_uid: str, password: str, ca: bytes) -> Object:
@@ -199,7 +204,7 @@ def etcd_secret(group: RPCGroup, owner_uid: str, password: str, ca: bytes) -> Ob
 
 
 def authority_secret_name(group: RPCGroup, uid: str) -> str:
-    return f"{group.metadata.name}-rpcgroup-ca-{uid[:8]}"
+    return own_name(group, uid, "ca")
 
 
 def authority_secret(group: RPCGroup, owner_uid: str, authorities: Sequence[Authority]) -> Object:
@@ -212,7 +217,7 @@ def authority_secret(group: RPCGroup, owner_uid: str, authorities: Sequence[Auth
 
 
 def tls_secret_name(group: RPCGroup, uid: str) -> str:
-    return f"{group.metadata.name}-rpcgroup-tls-{uid[:8]}"
+    return own_name(group, uid, "tls")
 
 
 def tls_secret(group: RPCGroup, owner_uid: str, files: Files) -> Object:
@@ -243,6 +248,10 @@ def _secret(
     }
 
 
+def budget_name(group: RPCGroup, uid: str) -> str:
+    return own_name(group, uid)
+
+
 def disruption_budget(group: RPCGroup, owner_uid: str) -> Object:
     """Keeps `minReplicas` elastic workers through node drains."""
     labels = {contract.LABEL_GROUP: group.metadata.name, contract.LABEL_ROLE: contract.DEFAULT_ROLE}
@@ -250,7 +259,7 @@ def disruption_budget(group: RPCGroup, owner_uid: str) -> Object:
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": {
-            "name": group.metadata.name,
+            "name": budget_name(group, owner_uid),
             "namespace": group.metadata.namespace,
             "labels": {contract.LABEL_GROUP: group.metadata.name},
             "ownerReferences": [owner(group, owner_uid)],

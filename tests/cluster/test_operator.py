@@ -41,6 +41,29 @@ def test_a_group_comes_scales_and_goes(
     until(lambda: not access.get("secret,poddisruptionbudget", f"--namespace={namespace}")["items"])
 
 
+def test_a_group_that_is_made_anew_at_once_has_what_it_needs(
+    group: Group, workers: SimulatedWorkers, access: Access, namespace: str, until: Until
+) -> None:
+    """What its predecessor owned is about to be deleted, and has other names."""
+    group.apply()
+    group.settle()
+    group.delete()
+    group.apply()
+    group.settle()
+    uid = access.get("rpcgroup/g", f"--namespace={namespace}")["metadata"]["uid"]
+
+    def owners() -> set[str]:
+        owned = access.get("secret,poddisruptionbudget", f"--namespace={namespace}")["items"]
+        return {reference["uid"] for item in owned for reference in item["metadata"]["ownerReferences"]}
+
+    until(lambda: owners() == {uid})
+    secrets = access.get("secret", f"--namespace={namespace}")["items"]
+    names = {secret["metadata"]["name"] for secret in secrets}
+    for pod in group.pods().values():
+        (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "rpcgroup-secret"]
+        assert {source["secret"]["name"] for source in volume["projected"]["sources"]} <= names
+
+
 def test_what_others_keep_in_the_same_etcd_is_left_alone(
     group: Group, workers: SimulatedWorkers, etcd: EtcdServer
 ) -> None:

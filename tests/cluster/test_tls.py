@@ -16,7 +16,6 @@ from rpcgroup.control.certificates import Authority, Files
 from rpcgroup.transport.credentials import TlsCredentials, TlsFiles
 from tests.cluster.bed.access import Access
 from tests.cluster.bed.host_python import host_python
-from tests.cluster.bed.installation import installed
 from tests.cluster.bed.real_cluster import RealCluster
 from tests.cluster.random_walk import Group
 from tests.cluster.simulated_workers import SimulatedWorkers
@@ -154,24 +153,23 @@ class Workers:
 
 @pytest.mark.timeout(900)
 def test_real_workers_go_on_through_a_change_of_the_authority(
-    real_cluster: RealCluster, real_namespace: str, programs: Path, until: Until
+    operator_pods: RealCluster, real_namespace: str, until: Until
 ) -> None:
     """The kubelet renews their files; nobody restarts, and who comes later is known to all."""
-    with installed(real_cluster, programs):
-        workers = Workers(real_cluster.access, real_namespace)
-        workers.apply()
-        until(lambda: workers.ready() == 2, 180)
-        until(lambda: workers.say(2, "scheme tls called 1 authorities 1"), 60)
-        before = workers.pods()
-        old, new = workers.authority(), Authority.new(time.time())
-        both, name = old.certificate + new.certificate, contract.tls_name(real_namespace, "g")
-        workers.publish([old, new], old.sign(name, both, time.time()))
-        until(lambda: workers.say(2, "authorities 2"), 180)
-        last = new.sign(name, both, time.time())
-        workers.publish([old, new], last)
-        workers.scale(3)
-        until(lambda: workers.ready() == 3, 180)
-        until(lambda: workers.say(3, "called 2"), 60)
-        assert before.items() <= workers.pods().items()
-        real_cluster.access.kubectl("delete", "rpcgroup/g", f"--namespace={real_namespace}")
-        until(lambda: not workers.pods(), 120)
+    workers = Workers(operator_pods.access, real_namespace)
+    workers.apply()
+    until(lambda: workers.ready() == 2, 180)
+    until(lambda: workers.say(2, "scheme tls called 1 authorities 1"), 60)
+    before = workers.pods()
+    old, new = workers.authority(), Authority.new(time.time())
+    both, name = old.certificate + new.certificate, contract.tls_name(real_namespace, "g")
+    workers.publish([old, new], old.sign(name, both, time.time()))
+    until(lambda: workers.say(2, "authorities 2"), 180)
+    last = new.sign(name, both, time.time())
+    workers.publish([old, new], last)
+    workers.scale(3)
+    until(lambda: workers.ready() == 3, 180)
+    until(lambda: workers.say(3, "called 2"), 60)
+    assert before.items() <= workers.pods().items()
+    operator_pods.access.kubectl("delete", "rpcgroup/g", f"--namespace={real_namespace}")
+    until(lambda: not workers.pods(), 120)

@@ -126,6 +126,13 @@ def test_a_pod_of_somebody_else_is_left_alone(cluster: Cluster) -> None:
     assert cluster.told == ["NameTaken"]
 
 
+def test_of_a_predecessors_pod_that_is_about_to_go_nothing_is_told(cluster: Cluster) -> None:
+    cluster.pods[NAME] = {"metadata": {"name": NAME, "uid": "x", "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    with pytest.raises(ApiError, match="not of this group"):
+        cluster.run(CREATE)
+    assert cluster.told == []
+
+
 @pytest.mark.parametrize(("causes", "told"), [([], ["FailedCreate"]), (["NamespaceTerminating"], [])])
 def test_a_refusal_is_told_unless_all_of_it_goes_anyway(
     cluster: Cluster, causes: list[str], told: list[str]

@@ -98,7 +98,7 @@ def test_what_lets_a_worker_into_etcd_is_in_its_volume() -> None:
     (volume,) = pod["volumes"]
     names = [source["secret"]["name"] for source in volume["projected"]["sources"]]
     secret = render.etcd_secret(wanted, "0123456789", "hush", b"PEM")
-    assert names == ["g-rpcgroup", secret["metadata"]["name"]]
+    assert names == [render.secret_name(wanted, "0123456789"), secret["metadata"]["name"]]
     env = {e["name"]: e.get("value") for e in pod["containers"][1]["env"]}
     assert env[contract.ENV_ETCD_USERNAME] == "rpcgroup/ns/g"
     files = {
@@ -109,9 +109,14 @@ def test_what_lets_a_worker_into_etcd_is_in_its_volume() -> None:
     assert "etcd" not in str(rendered(wanted)["spec"]["volumes"])
 
 
-def test_a_secret_for_etcd_is_of_one_group_only() -> None:
-    """One that was deleted a moment ago may still be there when its successor comes."""
-    assert render.etcd_secret_name(group(), "1" * 36) != render.etcd_secret_name(group(), "2" * 36)
+def test_what_a_group_owns_is_of_one_group_only() -> None:
+    """One that was deleted a moment ago may still have its own when its successor comes."""
+    first, second = ("1" * 36, "2" * 36)
+    for name in (
+        *(render.secret_name, render.etcd_secret_name, render.authority_secret_name, render.tls_secret_name),
+        render.budget_name,
+    ):
+        assert name(group(), first) != name(group(), second)
 
 
 def test_the_certificates_are_in_the_volume_and_the_authoritys_key_is_not() -> None:
@@ -124,7 +129,7 @@ def test_the_certificates_are_in_the_volume_and_the_authoritys_key_is_not() -> N
     pod = rendered(wanted)["spec"]
     (volume,) = pod["volumes"]
     names = [source["secret"]["name"] for source in volume["projected"]["sources"]]
-    assert names == ["g-rpcgroup", tls["metadata"]["name"]]
+    assert names == [render.secret_name(wanted, "uid-1"), tls["metadata"]["name"]]
     assert authority.key.decode() in ca["stringData"].values()
     assert authority.key.decode() not in tls["stringData"].values()
     assert not tls["immutable"], "it is renewed"
