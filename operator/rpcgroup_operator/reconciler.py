@@ -38,7 +38,7 @@ MANAGER: Final = "rpcgroup.dev/operator"
 """`spec.managedBy` of the groups that this operator looks after; also those that do not say."""
 REQUESTS: Final = 16
 """Requests to the API server at once, over all groups."""
-ACTIONS: Final = 50
+ACTIONS: Final = 250
 """Of one reconcile. What is left waits for the next, which sees how these went and what has happened since."""
 RESYNC: Final = 300.0
 

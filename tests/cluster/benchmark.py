@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient
@@ -62,6 +63,7 @@ async def main(control_plane: ControlPlane, operator: Program, large: int, group
         )
         print(f"   {spread / bare:.2f}x the bare loop (bar: 0.6x), {spread / least:.2f}x that of least pods")
         print(f"operator: {resident(operator):.0f} MB resident with {many} pods (bar: 200 MB)")
+        await until(lambda: has_pods(api, "many", 0, "status.phase!=Running"))
         delays = [await first_pod(api, "first", number) for number in range(40)]
         delays.sort()
         print(
@@ -154,9 +156,10 @@ async def first_pod(api: KubeApi, name: str, number: int) -> float:
     return time.monotonic() - began
 
 
-async def has_pods(api: KubeApi, namespace: str, count: int) -> bool:
-    """Counted by the API server: one object and how many remain."""
-    listed = await api.get(f"{paths.pods(namespace)}?limit=1")
+async def has_pods(api: KubeApi, namespace: str, count: int, field_selector: str = "") -> bool:
+    """Counted by the API server: one object and how many remain, which it does not tell of a selection."""
+    query = {"fieldSelector": field_selector} if field_selector else {"limit": "1"}
+    listed = await api.get(f"{paths.pods(namespace)}?{urlencode(query)}")
     items: list[Any] = listed["items"]
     return len(items) + int(listed["metadata"].get("remainingItemCount", 0)) == count
 
