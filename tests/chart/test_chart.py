@@ -12,7 +12,6 @@ from typing import Any, Final
 import yaml
 
 from rpcgroup import contract
-from rpcgroup_operator.settings import Settings
 
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts/rpcgroup"
@@ -62,4 +61,15 @@ def test_the_names_are_those_of_the_contract() -> None:
     variables = set(re.findall(r"RPCGROUP_ETCD_\w+", text))
     assert variables <= {value for name, value in vars(contract).items() if name.startswith("ENV_")}
     assert contract.LABEL_GROUP in text
-    assert f"resourceNames: [{Settings(etcd=()).lease_name}]" in text
+
+
+def test_the_operators_right_to_a_lease_is_to_the_one_that_it_is_told() -> None:
+    documents = list(yaml.safe_load_all((ROOT / "manifests/install.yaml").read_text()))
+    deployments = [d for d in documents if d["kind"] == "Deployment"]
+    (container,) = deployments[0]["spec"]["template"]["spec"]["containers"]
+    (lease,) = (a.partition("=")[2] for a in container["args"] if a.startswith("--lease-name="))
+    rules = [rule for d in documents if d["kind"] == "Role" for rule in d["rules"]]
+    named = [
+        rule["resourceNames"] for rule in rules if rule["resources"] == ["leases"] and "resourceNames" in rule
+    ]
+    assert named == [[lease]]
