@@ -14,6 +14,7 @@ import yaml
 from rpcgroup.contract import DOMAIN
 from tests.cluster.bed.access import Access, CommandError
 from tests.cluster.bed.control_plane import ControlPlane
+from tests.cluster.bed.schemas import LOCATION, write_schemas
 from tests.cluster.install_manifest import CHART, install_manifest
 
 ROOT: Final = Path(__file__).parents[2]
@@ -91,9 +92,29 @@ def test_it_is_linted(access: Access) -> None:
         access.helm("lint", "--strict", str(CHART), "--values=-", input=json.dumps(values))
 
 
+@pytest.fixture(scope="module")
+def schemas(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where kubeconform finds what the API server knows."""
+    folder = tmp_path_factory.mktemp("schemas")
+    write_schemas(json.loads(control_plane.access.kubectl("get", "--raw=/openapi/v2")), folder)
+    return f"-schema-location={folder}/{LOCATION}"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_kubeconform_finds_nothing_wrong(way: str, access: Access, schemas: str) -> None:
+    access.kubeconform("-strict", schemas, input=template(access, WAYS[way]))
+
+
+def test_kubeconform_finds_a_misspelt_field(access: Access, schemas: str) -> None:
+    rendered = template(access, {})
+    assert "readinessProbe:" in rendered
+    with pytest.raises(CommandError, match="readynessProbe"):
+        access.kubeconform("-strict", schemas, input=rendered.replace("readinessProbe:", "readynessProbe:"))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_the_api_server_takes_it(way: str, access: Access) -> None:
-    """With every field known, which is more than kubeconform sees."""
+    """With every field known, rules and all."""
     rendered = template(access, WAYS[way])
     access.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", input=rendered)
 

@@ -62,6 +62,10 @@ class Access:
         """What helm prints. Raises `CommandError`."""
         return self._run("helm", f"--kubeconfig={self.kubeconfig}", *arguments, input=input)
 
+    def kubeconform(self, *arguments: str, input: str | None = None) -> str:
+        """What kubeconform prints. Raises `CommandError` for what it finds wrong."""
+        return self._run("kubeconform", *arguments, input=input)
+
     def get(self, *arguments: str) -> Any:
         """`kubectl get ARGUMENTS` as the object it shows."""
         return json.loads(self.kubectl("get", "--output=json", *arguments))
@@ -82,5 +86,6 @@ class Access:
             command, input=input, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False
         )
         if done.returncode:
-            raise CommandError(f"{program} {' '.join(arguments)}: {done.stderr.strip()}")
+            said = done.stderr.strip() or done.stdout.strip()
+            raise CommandError(f"{program} {' '.join(arguments)}: {said}")
         return done.stdout
