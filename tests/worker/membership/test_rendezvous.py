@@ -144,6 +144,30 @@ def test_an_empty_pod_uid_proves_nothing(place: Place, listeners: Listeners) -> 
         join(place.open(), "w0", second)
 
 
+def test_the_worker_of_the_next_pod_of_a_name_waits_for_the_end_of_the_earlier_one(
+    place: Place, listeners: Listeners
+) -> None:
+    """After a forced deletion there is a new pod of the name, and a process of the old one that lives on."""
+    first, second, other = listeners(3)
+    old = place.open()
+    one = join(old, "w0", first, pod_name="w0", pod_uid="u1")
+    join(place.open(), "w1", other)
+    with ThreadPoolExecutor(1) as pool:
+        joining = pool.submit(join, place.open(), "w0", second, pod_name="w0", pod_uid="u2")
+        old.leave(TIMEOUT)
+        two = joining.result(TIMEOUT)
+    assert two.incarnation > one.incarnation
+    other.wait(lambda me: two in me.put("w0"))
+
+
+def test_but_not_for_ever(place: Place, listeners: Listeners) -> None:
+    first, second = listeners(2)
+    join(place.open(), "w0", first, pod_name="w0", pod_uid="u1")
+    late = MemberRecord(name="w0", pod_name="w0", pod_uid="u2")
+    with pytest.raises(MemberExistsError):
+        place.open().join(late, admit=lambda mine, earlier: None, listener=second, timeout=0.3)
+
+
 def test_a_dead_ones_name_is_free_once_its_lease_has_ended(place: Place, listeners: Listeners) -> None:
     first, second = listeners(2)
     crashed = place.open()

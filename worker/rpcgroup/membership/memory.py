@@ -187,6 +187,9 @@ class MemoryRendezvous:
             if self.record:
                 raise JoinError(f"this seat has joined already, as {self.record.name!r}")
             group.wait_until_there(timeout)
+            group.changed.wait_for(
+                lambda: not self._predecessor(record), max(0.0, deadline - time.monotonic())
+            )
             self._clear_name(record)
             earlier = sorted(group.members.values(), key=lambda m: m.incarnation)
             self.record = mine = group.put(replace(record, token=record.token or new_token()))
@@ -291,6 +294,10 @@ class MemoryRendezvous:
         listener = self._listener
         if listener and self._feed:
             self._feed.push(lambda: listener.on_drain(request))
+
+    def _predecessor(self, record: MemberRecord) -> bool:
+        stored = self._group.members.get(record.name)
+        return stored is not None and record.follows(stored)
 
     def _clear_name(self, record: MemberRecord) -> None:
         """A record of my name is in the way, unless it is from an earlier life of my own pod."""

@@ -62,6 +62,12 @@ class MemberRecord:
         """Of one life of one worker; the maps in it have none."""
         return hash((self.name, self.incarnation))
 
+    def follows(self, other: MemberRecord) -> bool:
+        """Of a later pod of the same name: Kubernetes gives a name to one at a time, and the operator evicts the
+        earlier one's worker, which may be alive after a forced deletion."""
+        named = bool(self.pod_name and self.pod_uid and other.pod_uid)
+        return named and self.pod_name == other.pod_name and self.pod_uid != other.pod_uid
+
     def to_json(self) -> bytes:
         raw = {name: getattr(self, name) for name in _FIELDS}
         return json.dumps(raw, separators=(",", ":"), sort_keys=True).encode()

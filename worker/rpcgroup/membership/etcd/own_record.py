@@ -52,6 +52,8 @@ class OwnRecord:
     def create(self, record: MemberRecord, deadline: float) -> Entry:
         """One transaction: put the record if there is none of its name, and read all records.
 
+        The worker of an earlier pod of this name is waited for: it is about to be evicted.
+
         Raises `MemberExistsError`, `RendezvousUnavailableError`.
         """
         key = self._keys.member(record.name)
@@ -61,7 +63,9 @@ class OwnRecord:
             stored = next((kv for kv in values if kv.key == key), None)
             if stored and (answer.succeeded or _token(stored) == record.token):
                 break
-            if stored:
+            if stored and _follows(record, stored) and time.monotonic() < deadline:
+                self._client.pause()
+            elif stored:
                 self._clear_the_way(record, stored, deadline)
         self._mod_revision = stored.mod_revision
         earlier = _created_before(stored, values)
@@ -147,6 +151,11 @@ def _parse(stored: KeyValue) -> MemberRecord | None:
         return MemberRecord.from_json(stored.value, stored.create_revision)
     except RendezvousError:
         return None
+
+
+def _follows(record: MemberRecord, stored: KeyValue) -> bool:
+    other = _parse(stored)
+    return other is not None and record.follows(other)
 
 
 def _token(stored: KeyValue) -> str | None:
