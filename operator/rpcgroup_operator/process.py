@@ -48,8 +48,10 @@ async def run(settings: Settings) -> None:
         woken: list[WorkQueue] = []  # none while another operator leads
 
         def wake(key: GroupKey) -> None:
+            """Of what is not watched nobody here knows whether it is there; etcd tells of all that meet in it."""
             for queue in woken:
-                queue.add(key)
+                if settings.watches(key[0]):
+                    queue.add(key)
 
         events = Events(api, settings.identity)
         metrics = Metrics()
@@ -59,7 +61,7 @@ async def run(settings: Settings) -> None:
         pod_watches = [PodWatch(api, store, wake, n) for n in settings.watch_namespaces or ("",)]
 
         async def work() -> None:
-            if await _any_groups(api, settings):  # of none kopf tells nothing
+            if await _patiently(lambda: _any_groups(api, settings)):  # of none kopf tells nothing
                 await synced.wait()
             for watch in pod_watches:
                 await watch.listed.wait()
@@ -77,9 +79,8 @@ async def run(settings: Settings) -> None:
             queue = WorkQueue(reconciler.reconcile, settings.workers)
             woken.append(queue)
             metrics.leading.set(1)
-            # Also those that went while no operator was there; of what is not watched nobody knows whether it went.
-            for key in {*store.groups, *(key for key in places.marked if settings.watches(key[0]))}:
-                queue.add(key)
+            for key in {*store.groups, *places.marked}:  # also those that went while no operator was there
+                wake(key)
             await queue.run()
 
         def told(key: GroupKey) -> None:
