@@ -7,7 +7,8 @@ one for each pod of a large group costs more than the request.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -56,12 +57,11 @@ class KubeApi:
         """The events of a watch, until the server ends it. A long silence is a `TimeoutError`."""
         response = await self._send("GET", path, None, JSON, JSON, _WATCH_TIMEOUT)
         try:
-            if response.status >= 300:
-                raise _refusal(response.status, await response.read())  # type: ignore[no-untyped-call]
-            async for line in response.response.content:
-                yield _parsed(line)
-        except ClientError as exc:
-            raise ConnectionError(str(exc) or type(exc).__name__) from exc
+            with _as_connection_error():
+                if response.status >= 300:
+                    raise _refusal(response.status, await response.read())  # type: ignore[no-untyped-call]
+                async for line in response.response.content:
+                    yield _parsed(line)
         finally:
             response.response.close()
 
@@ -107,10 +107,8 @@ class KubeApi:
     ) -> Object:
         url = path + (f"?{urlencode(query)}" if query else "")
         response = await self._send(method, url, body, content_type, accept, _TIMEOUT)
-        try:
+        with _as_connection_error():
             data = await response.read()  # type: ignore[no-untyped-call]
-        except ClientError as exc:
-            raise ConnectionError(str(exc) or type(exc).__name__) from exc
         if response.status >= 300:
             raise _refusal(response.status, data)
         return _parsed(data)
@@ -128,10 +126,17 @@ class KubeApi:
         client = self._client
         await client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = client.configuration.host + path
-        try:
+        with _as_connection_error():
             return await client.call_api(method, url, headers, body, _request_timeout=timeout)
-        except ClientError as exc:
-            raise ConnectionError(str(exc) or type(exc).__name__) from exc
+
+
+@contextmanager
+def _as_connection_error() -> Iterator[None]:
+    """aiohttp's own errors of a connection are no `OSError`s."""
+    try:
+        yield
+    except ClientError as exc:
+        raise ConnectionError(str(exc) or type(exc).__name__) from exc
 
 
 def _refusal(status: int, data: bytes) -> ApiError:

@@ -37,6 +37,7 @@ class Reporter:
     async def report(self, group: Group, status: Status, now: float) -> float | None:
         """Seconds after which to try again, where something new was kept back."""
         if status == group.status:
+            self._due.pop(group.key, None)  # a time that is not used is none that may be used later
             return None
         if findings(status) == findings(group.status):
             wait = self._wait(group.key, now)

@@ -76,6 +76,15 @@ def test_what_was_kept_back_is_written_when_its_time_has_come() -> None:
     assert [s["replicas"] for s in bench.api.written] == [1, 4]
 
 
+def test_a_time_that_was_kept_and_not_used_is_gone() -> None:
+    bench = Bench("g")
+    bench.report("g", status(1), NOW)
+    assert bench.report("g", status(2), NOW + 0.1) is not None
+    assert bench.report("g", status(1), NOW + 0.2) is None, "it is as it was written"
+    bench.report("g", status(1, available=True), NOW + 5)
+    assert bench.report("g", status(2, available=True), NOW + 5.1) is not None
+
+
 def test_many_groups_keep_a_common_pace_and_each_its_place() -> None:
     names = [f"g{n}" for n in range(50)]
     bench = Bench(*names)
