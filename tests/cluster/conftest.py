@@ -6,10 +6,11 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
+import pluggy
 import pytest
 
 from rpcgroup.local.etcd_server import EtcdServer
@@ -25,6 +26,7 @@ from tests.cluster.random_walk import Group, started_operator
 from tests.cluster.simulated_workers import SimulatedWorkers
 
 T = TypeVar("T")
+REAL_CLUSTER: Final = pytest.StashKey[RealCluster]()
 UNTIL_SECONDS: Final = 60.0
 """The garbage collector learns of a new kind within 30 s; everything else takes less."""
 POLL_SECONDS: Final = 0.15
@@ -61,13 +63,27 @@ def simulated_nodes(control_plane: ControlPlane) -> Iterator[SimulatedNodes]:
 
 
 @pytest.fixture(scope="session")
-def real_cluster(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
+def real_cluster(
+    programs: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[RealCluster]:
     """Another cluster, whose one node runs real pods. Needs root."""
     try:
         with RealCluster(tmp_path_factory.mktemp("real-cluster"), programs) as cluster:
+            request.config.stash[REAL_CLUSTER] = cluster
             yield cluster
     except RequirementError as exc:
         pytest.fail(str(exc), pytrace=False)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pluggy.Result[pytest.TestReport], None]:
+    """Beside a failure stands how the cluster was: nobody can look any more when it is read."""
+    report = (yield).get_result()
+    cluster = item.config.stash.get(REAL_CLUSTER, None)
+    if report.failed and cluster and "real_cluster" in item.fixturenames:
+        report.sections.append(("The real cluster", cluster.describe()))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final
 
 from tests.cluster.bed.access import Access
+from tests.cluster.bed.condition import describe
 from tests.cluster.bed.namespaces import first_process
 from tests.cluster.bed.process import Program, StartError, answers
 from tests.cluster.bed.real_node import check_requirements, import_command
@@ -35,6 +36,7 @@ class RealCluster:
     def __init__(self, folder: Path, programs: Path) -> None:
         """`folder` gets data, keys, kubeconfigs and logs."""
         self.access = Access(folder, programs)
+        self._folder = folder
         self._server = Program(
             "the cluster",
             [sys.executable, "-m", "tests.cluster.bed", "serve", "--real", "--dir", str(folder)],
@@ -65,6 +67,10 @@ class RealCluster:
         finally:
             self._server.send(API_SERVER_UP)
             self._wait_for_api(True)
+
+    def describe(self) -> str:
+        """How it is, for somebody who wants to know why something does not work."""
+        return describe(self.access, self._folder)
 
     def load(self, image: Path) -> None:
         """Give the node an image from its archive; pods name it by the name in there."""
