@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from rpcgroup.agent.agent import UNSET_TIMEOUT, Agent, Target
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.contract import tls_name
+from rpcgroup.devices import device_count
 from rpcgroup.environment import Environment, host_identity, own_address, read_secret, read_tls_files
 from rpcgroup.errors import GroupError, NotInitializedError
 from rpcgroup.futures import Future
@@ -20,6 +21,7 @@ from rpcgroup.group import Group
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest
 from rpcgroup.membership.url import RendezvousUrl, open_rendezvous, parse_rendezvous_url
+from rpcgroup.options import RpcBackendOptions, agent_options, as_options, device_options
 from rpcgroup.rref.rref import RRef
 from rpcgroup.transport.base import Transport
 from rpcgroup.transport.credentials import TlsCredentials
@@ -62,7 +64,7 @@ def init_rpc(
     backend: object = None,
     rank: int = -1,
     world_size: int | None = None,
-    rpc_backend_options: AgentOptions | None = None,
+    rpc_backend_options: AgentOptions | RpcBackendOptions | None = None,
     *,
     init_method: str | None = None,
     role: str | None = None,
@@ -89,9 +91,10 @@ def init_rpc(
         name = name or environment.name
         if not name:
             raise GroupError("init_rpc needs the worker's name: give name=..., or set RPCGROUP_NAME")
-        options = rpc_backend_options or AgentOptions()
+        backend_options = as_options(rpc_backend_options)
+        options = agent_options(backend_options)
         group = _make_group(name, url, environment, options)
-        group.join(_record(group.agent, environment, role, rank, labels or {}))
+        group.join(_record(group.agent, environment, role, rank, labels or {}, backend_options))
         _group = group
     group.when_drained_unheard = _leave_and_exit
     _listen_to_sigterm(group)
@@ -218,14 +221,23 @@ def _make_transport(url: RendezvousUrl) -> Transport:
 
 
 def _record(
-    agent: Agent, environment: Environment, role: str | None, rank: int, labels: Mapping[str, str]
+    agent: Agent,
+    environment: Environment,
+    role: str | None,
+    rank: int,
+    labels: Mapping[str, str],
+    options: object,
 ) -> MemberRecord:
+    devices, device_maps = device_options(options)
     return MemberRecord(
         name=agent.name,
         role=role or environment.role or MemberRecord.role,
         id=rank,
         address=agent.address,
         host=host_identity(),
+        devices=devices,
+        device_count=device_count(),
+        device_maps=device_maps,
         state=MemberState.READY,
         labels=dict(labels),
         pod_name=environment.pod_name,

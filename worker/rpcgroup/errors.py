@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "CallCancelledError",
     "CallTimeoutError",
+    "DeviceMapError",
     "DrainedError",
     "EtcdServerError",
     "GroupError",
@@ -117,6 +118,10 @@ class RendezvousUnavailableError(RendezvousError, ConnectionError):
 
 class JoinError(GroupError, ValueError):
     """This worker does not fit into the group; the text names the member and the reason."""
+
+
+class DeviceMapError(JoinError):
+    """Device maps do not fit together; the text names the worker and the maps."""
 
 
 class MemberExistsError(JoinError):

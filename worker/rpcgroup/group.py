@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+import torch
+
 from rpcgroup.agent.agent import Agent
 from rpcgroup.changes import Changes
 from rpcgroup.contract import ENV_TLS_CERT_FILE
+from rpcgroup.devices import DeviceMap, device_list, maps_of, reverse_maps, validate_joiner
 from rpcgroup.errors import GroupError, JoinError, NotInitializedError, RendezvousError
 from rpcgroup.executor import GroupExecutor
 from rpcgroup.membership.record import MemberRecord, MemberState
@@ -106,6 +109,17 @@ class Group:
         with self._lock:
             members = list(self._tracker.members.values())
         return sorted((m for m in members if role is None or m.role == role), key=lambda m: m.id)
+
+    @property
+    def reverse_device_maps(self) -> dict[str, DeviceMap]:
+        """For each member that has a device map for this worker: from this worker's devices back to that one's."""
+        return reverse_maps(self.name, self.members())
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices that calls to and from this worker use: see `rpcgroup.devices.device_list`."""
+        given = [torch.device(device) for device in self.me.devices]
+        return device_list(given, maps_of(self.me), self.reverse_device_maps)
 
     def wait_for(
         self, count: int, role: str | None = None, timeout: float | None = None
@@ -335,6 +349,7 @@ def admit(mine: MemberRecord, earlier: Sequence[MemberRecord]) -> None:
                 f"{mine.name} speaks protocol version {mine.protocol}, {other.name} speaks {other.protocol}: "
                 "run one version of rpcgroup in a group"
             )
+    validate_joiner(mine, earlier)
 
 
 def scheme(member: MemberRecord) -> str:

@@ -24,3 +24,5 @@ class AgentOptions:
     """
     resume_window: float = 10.0
     """How long a callee keeps the answers of a caller whose connection broke; longer than any `suspicion`."""
+    num_worker_threads: int = 16
+    """What a program for torch asks for and reads again. Threads come and go with the work here: it bounds nothing."""
