@@ -13,6 +13,7 @@ __all__ = [
     "DeviceMapError",
     "DrainedError",
     "EtcdServerError",
+    "FunctionNotFoundError",
     "GroupError",
     "HandshakeError",
     "JoinError",
@@ -59,6 +60,10 @@ class PeerUnreachableError(RpcGroupError, RuntimeError, ConnectionError):
 
 class UnknownWorkerError(RpcGroupError, RuntimeError, ValueError):
     """No member of the group has that name, id or info."""
+
+
+class FunctionNotFoundError(RpcGroupError, AttributeError, RuntimeError):
+    """The callee cannot import the function; raised by the callee, and nothing was run."""
 
 
 class SerializationError(RpcGroupError, RuntimeError, TypeError):

@@ -45,7 +45,7 @@ class Function:
         self.call = call
         """None: not loaded; `description` says what to load."""
         self.description = description
-        self.is_async = getattr(call, "_rpcgroup_async_execution", False)
+        self.is_async = hasattr(call, "_wrapped_async_rpc_function")
         self.plain = call is not None and not self.is_async
         self.slow = 0
 

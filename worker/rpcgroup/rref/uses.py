@@ -91,7 +91,7 @@ def run_method(rref: RRef[Any], name: str, args: Sequence[Any], kwargs: Mapping[
     """At the owner."""
     method = getattr(rref.local_value(), name)
     result = method(*args, **kwargs)
-    return AsyncResult(result) if getattr(method, "_rpcgroup_async_execution", False) else result
+    return AsyncResult(result) if hasattr(method, "_wrapped_async_rpc_function") else result
 
 
 def type_of(rref: RRef[Any]) -> type:

@@ -27,9 +27,20 @@ import torch
 
 from rpcgroup.errors import MessageTooLargeError, RemoteProtocolError, SerializationError
 from rpcgroup.wire.frames import MAX_BODY, Body
+from rpcgroup.wire.scripts import SCRIPTED, SCRIPTED_MODULES, reduce_script_module, reduce_scripted
 from rpcgroup.wire.tensors import INLINE_LIMIT, MAX_BUFFERS, can_travel, decode_tensor, encode_tensor
 
-__all__ = ["FORMAT_MASK", "NOTHING", "OBJECTS", "PICKLE", "TENSORS", "Codec", "Encoded", "ReferenceForks"]
+__all__ = [
+    "FORMAT_MASK",
+    "NOTHING",
+    "OBJECTS",
+    "PICKLE",
+    "TENSORS",
+    "Codec",
+    "Encoded",
+    "ReferenceForks",
+    "register_reducer",
+]
 
 NOTHING: Final = 0
 PICKLE: Final = 1
@@ -47,6 +58,16 @@ _REFERENCE: Final = 255
 _REFERENCE_ENTRY: Final = bytes((_REFERENCE, 0, 0, 0, 0, 0, 0, 0))
 
 _LIST_STAND_IN: Final = bytearray(1)
+_reducers: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys(SCRIPTED, reduce_scripted),
+    **dict.fromkeys(SCRIPTED_MODULES, reduce_script_module),
+}
+"""How objects of exactly these types travel, before what `copyreg` says; changed by `register_reducer` alone."""
+
+
+def register_reducer(kind: type, reducer: Callable[[Any], Any]) -> None:
+    """Let objects of exactly that type travel as `reducer` says, which returns what `__reduce__` does."""
+    _reducers[kind] = reducer
 
 
 class Encoded(NamedTuple):
@@ -216,7 +237,7 @@ class _Pickling:
         return Encoded(OBJECTS, b"".join(parts), buffers)
 
     def _reductions(self) -> dict[type, Callable[[Any], Any]]:
-        table: dict[type, Callable[[Any], Any]] = {_Tensor: self._reduce_tensor}
+        table: dict[type, Callable[[Any], Any]] = {**_reducers, _Tensor: self._reduce_tensor}
         if self.reference_type is not None:
             table[self.reference_type] = self._attach
         return table

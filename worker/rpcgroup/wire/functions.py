@@ -14,7 +14,8 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
-from rpcgroup.errors import SerializationError
+from rpcgroup.errors import FunctionNotFoundError, SerializationError
+from rpcgroup.wire.scripts import is_scripted, reduce_scripted
 
 __all__ = ["FunctionNumbers", "describe_function", "load_function", "main_identity"]
 
@@ -34,8 +35,20 @@ def main_identity() -> str:
     return str(getattr(main, "__file__", None) or _NO_PROGRAM)
 
 
+class _Reduced:
+    """Pickles as what a function is reduced to, for those that have no `__reduce__` of their own."""
+
+    def __init__(self, reduced: tuple[Any, ...]) -> None:
+        self._reduced = reduced
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reduced
+
+
 def describe_function(function: Callable[..., Any], *, by_value: bool) -> bytes:
     """The definition that goes over the wire. Raises what pickle raises where there is none."""
+    if is_scripted(function):
+        return pickle.dumps(_Reduced(reduce_scripted(function)), 5)
     if by_value and getattr(function, "__module__", None) == "__main__":
         import cloudpickle
 
@@ -45,13 +58,16 @@ def describe_function(function: Callable[..., Any], *, by_value: bool) -> bytes:
 
 
 def load_function(description: bytes | bytearray) -> Callable[..., Any]:
-    """The described function. Raises `AttributeError` with a hint where this process cannot import it."""
+    """The described function. Raises `FunctionNotFoundError` with a hint where this process cannot import it."""
     try:
         function: Callable[..., Any] = pickle.loads(description)
     except (AttributeError, ImportError) as exc:
-        raise AttributeError(
-            f"{exc}. The callee could not import the function: it must be importable under the same module "
-            "name in the callee's process, or be defined in the caller's __main__ to be sent by value."
+        if isinstance(exc, FunctionNotFoundError):
+            raise
+        raise FunctionNotFoundError(
+            f"{exc}. The callee could not import the function: the RPC pickler does not serialize its code, so it "
+            "must be importable under the same module name in the callee's process, or be defined in the caller's "
+            "__main__ to be sent by value."
         ) from exc
     return function
 
@@ -67,7 +83,11 @@ class FunctionNumbers:
 
     def next_number(self, function: Callable[..., Any]) -> int:
         """The number a function would get; 0 where it cannot have one."""
-        if not isinstance(function, _KINDS) or len(self._numbers) >= MAX_FUNCTIONS:
+        if len(self._numbers) >= MAX_FUNCTIONS:
+            return 0
+        if is_scripted(function):
+            return len(self._numbers) + 1
+        if not isinstance(function, _KINDS):
             return 0
         name = getattr(function, "__qualname__", "<")
         if "<" in name or getattr(function, "__closure__", None):
