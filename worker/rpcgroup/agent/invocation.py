@@ -56,8 +56,11 @@ class Invocation:
         """Calls whose function has run; may miss some under concurrent runs, it is a statistic."""
         handlers: dict[MessageType, Callable[[Session, Frame], None]] = {
             MessageType.PYTHON_CALL: self._python_call,
+            MessageType.SCRIPT_CALL: self._python_call,
             MessageType.PYTHON_REMOTE_CALL: self._remote_call,
+            MessageType.SCRIPT_REMOTE_CALL: self._remote_call,
             MessageType.PYTHON_RREF_FETCH_CALL: self._fetch,
+            MessageType.SCRIPT_RREF_FETCH_CALL: self._fetch,
             MessageType.RREF_USER_DELETE: self._reference_message,
             MessageType.RREF_CHILD_ACCEPT: self._reference_message,
             MessageType.RREF_FORK_REQUEST: self._reference_message,

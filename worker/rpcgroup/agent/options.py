@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rpcgroup.agent.link import Link
 
 __all__ = ["AgentOptions"]
 
@@ -26,3 +31,5 @@ class AgentOptions:
     """How long a callee keeps the answers of a caller whose connection broke; longer than any `suspicion`."""
     num_worker_threads: int = 16
     """What a program for torch asks for and reads again. Threads come and go with the work here: it bounds nothing."""
+    make_link: Callable[..., Link] | None = None
+    """Makes the links, with the arguments of `Link`; None: `Link` itself. Fault injection has one of its own."""

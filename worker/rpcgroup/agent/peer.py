@@ -92,7 +92,8 @@ class Peer:
                 f"{self.name} at {self.record.address} cannot be reached: {_reason(exc)}"
             ) from exc
         channel = Channel(stream, FrameReader(agent.receive_pool.allocate))
-        link = Link(agent, self, channel_id, channel, identity.main != agent.identity.main)
+        make_link = agent.options.make_link or Link
+        link = make_link(agent, self, channel_id, channel, identity.main != agent.identity.main)
         agent.link_made(self, link)
         return link
 
