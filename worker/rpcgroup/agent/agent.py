@@ -182,16 +182,20 @@ class Agent:
         kwargs: dict[str, Any] | None = None,
         timeout: float = UNSET_TIMEOUT,
     ) -> RRef[Any]:
-        """Call, leave the result with the callee, and return a reference to it at once."""
+        """Call, leave the result with the callee, and return a reference to it at once.
+
+        A `timeout` that is given bounds the function; the default one bounds the creation of the reference only.
+        """
         link = self._ready.get(to) or self._link(to)
-        if timeout == UNSET_TIMEOUT:
+        bounds_function = timeout != UNSET_TIMEOUT
+        if not bounds_function:
             timeout = self.options.rpc_timeout
         references = self.references
         rref, fork = references.begin_remote(link.peer.incarnation, link.peer.name)
         future: CallFuture[Any] = CallFuture.pending()
         rref._future = future
         try:
-            link.call(_REMOTE_CALL, function, (fork.to_wire(), *args), kwargs, timeout, future)
+            link.call(_REMOTE_CALL, function, (fork.to_wire(), bounds_function, *args), kwargs, timeout, future)
         except BaseException as exc:
             references.remote_done(fork, exc)
             del rref  # the failure that is kept has a traceback, which has this frame

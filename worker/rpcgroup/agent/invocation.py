@@ -236,12 +236,31 @@ class Invocation:
         pending: list[Any] = []
         try:
             function, values, kwargs = self._decode(session, flags, number, body, pending)
-            creation, args = values[0], values[1:]
+            creation, bounds_function, args = values[0], values[1], values[2:]
             rref = references.accept_remote(creation, session.peer.incarnation)
         except BaseException as exc:
             self._fail(session, id, exc)
             return
-        session.answer_nothing(id)
+        if not bounds_function:
+            session.answer_nothing(id)
+
+        def answer() -> None:
+            if bounds_function:
+                session.answer_nothing(id)
+                session.channel.flush()
+
+        def fail(exc: BaseException) -> None:
+            references.set_error(rref, self._as_remote_error(exc))
+            answer()
+
+        def own_result(done: Future[Any]) -> None:
+            try:
+                value = done.wait()
+            except BaseException as exc:
+                fail(exc)
+            else:
+                references.set_value(rref, value)
+                answer()
 
         def run() -> None:
             try:
@@ -249,31 +268,22 @@ class Invocation:
                 value = function.call(*args, **(kwargs or {}))
                 self.served += 1
                 if type(value) is AsyncResult:
-                    value.future.add_done_callback(partial(self._own_result, rref))
+                    value.future.add_done_callback(own_result)
                 elif function.is_async:
-                    _as_future(value).add_done_callback(partial(self._own_result, rref))
+                    _as_future(value).add_done_callback(own_result)
                 else:
                     references.set_value(rref, value)
+                    answer()
             except BaseException as exc:
-                references.set_error(rref, self._as_remote_error(exc))
+                fail(exc)
+
+        def confirmed(error: BaseException | None) -> None:
+            self._agent.pool.submit(run if error is None else partial(fail, error))
 
         if pending:
-            references.when_confirmed(
-                pending[0],
-                lambda error: self._agent.pool.submit(
-                    run if error is None else partial(references.set_error, rref, error)
-                ),
-            )
+            references.when_confirmed(pending[0], confirmed)
         else:
             run()
-
-    def _own_result(self, rref: Any, done: Future[Any]) -> None:
-        try:
-            value = done.wait()
-        except BaseException as exc:
-            self._agent.references.set_error(rref, self._as_remote_error(exc))
-        else:
-            self._agent.references.set_value(rref, value)
 
     def _as_remote_error(self, exc: BaseException) -> BaseException:
         from rpcgroup.wire.exceptions import rebuild_exception
