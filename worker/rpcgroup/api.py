@@ -12,22 +12,17 @@ from typing import Any, Final, TypeVar
 
 from rpcgroup.agent.agent import UNSET_TIMEOUT, Agent, Target
 from rpcgroup.agent.options import AgentOptions
-from rpcgroup.contract import tls_name
 from rpcgroup.devices import device_count
-from rpcgroup.environment import Environment, host_identity, own_address, read_secret, read_tls_files
+from rpcgroup.environment import Environment, host_identity
 from rpcgroup.errors import GroupError, NotInitializedError
 from rpcgroup.futures import Future
 from rpcgroup.group import Group
+from rpcgroup.meeting import meet
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest
-from rpcgroup.membership.url import RendezvousUrl, open_rendezvous, parse_rendezvous_url
-from rpcgroup.options import RpcBackendOptions, agent_options, as_options, device_options
+from rpcgroup.membership.store.client import Store
+from rpcgroup.options import DEFAULT_INIT_METHOD, RpcBackendOptions, agent_options, as_options, device_options
 from rpcgroup.rref.rref import RRef
-from rpcgroup.transport.base import Transport
-from rpcgroup.transport.credentials import TlsCredentials
-from rpcgroup.transport.memory import MemoryTransport
-from rpcgroup.transport.tcp import TcpTransport
-from rpcgroup.transport.tls import TlsTransport
 from rpcgroup.worker_info import WorkerInfo
 
 __all__ = [
@@ -42,11 +37,12 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+WITHOUT_TIMEOUT: Final = 1800.0
+"""Seconds for a static group to come together where calls have no timeout; torch's for process groups."""
 SIGTERM_GRACE: Final = 25.0
 """Seconds that a SIGTERM gives: Kubernetes kills 30 s after it, by default."""
 
 _log = logging.getLogger(__name__)
-_memory_transport = MemoryTransport()
 _lock = threading.Lock()  # guards _group while it is made or ended
 _group: Group | None = None
 
@@ -67,44 +63,71 @@ def init_rpc(
     rpc_backend_options: AgentOptions | RpcBackendOptions | None = None,
     *,
     init_method: str | None = None,
+    store: Store | None = None,
     role: str | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Group:
     """Join a group; returns when this worker is a member and serves calls.
 
-    In a pod and under `rpcgroup run` everything comes from the environment. Elsewhere `init_method` is
-    `etcd://HOST:PORT[,HOST:PORT]/NAMESPACE/GROUP` and `name` the worker's name. With `world_size` it returns
-    when that many members are there. Raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`,
-    and `GroupError` for what is missing.
+    In a pod and under `rpcgroup run` everything comes from the environment. Elsewhere `name` is the worker's name,
+    and `init_method` is one of
+
+    - `etcd://HOST:PORT[,HOST:PORT]/NAMESPACE/GROUP`. With `world_size` it returns when that many members are there.
+    - those of torch: `file://PATH`, `tcp://HOST:PORT`, `env://` (the default where MASTER_ADDR is set); or `store`,
+      a store of `torch.distributed`. With `world_size` the group is static: each member gives its `rank`, all come,
+      and if one of them fails, all fail for the same reason, within the options' `rpc_timeout`. Without, it is
+      dynamic.
+
+    `init_method` may stand in `rpc_backend_options` as well. Raises `JoinError`, `MemberExistsError`,
+    `RendezvousUnavailableError`, and `GroupError` for what is missing.
     """
     global _group
     with _lock:
         if _group is not None:
             raise GroupError(f"RPC is already initialized: this process is {_group.name!r}")
         environment = Environment.read()
-        url = init_method or environment.rendezvous
-        if not url:
+        backend_options = as_options(rpc_backend_options)
+        url = _init_method(init_method, backend_options, environment)
+        if store is None and not url:
             raise GroupError(
                 "init_rpc does not know where the group meets: give init_method='etcd://HOST:PORT/NAMESPACE/GROUP', "
-                "or start this program by `rpcgroup run` or in an RPCGroup's pod"
+                "start this program by `rpcgroup run` or in an RPCGroup's pod, or set MASTER_ADDR and MASTER_PORT"
             )
         name = name or environment.name
         if not name:
             raise GroupError("init_rpc needs the worker's name: give name=..., or set RPCGROUP_NAME")
-        backend_options = as_options(rpc_backend_options)
         options = agent_options(backend_options)
-        group = _make_group(name, url, environment, options)
-        group.join(_record(group.agent, environment, role, rank, labels or {}, backend_options))
+        meeting = meet(url, store, rank, world_size or None, options.rpc_timeout)
+        try:
+            agent = meeting.make_agent(name, environment, options)
+            record = _record(agent, environment, role, meeting.rank, labels or {}, backend_options)
+            group = Group(agent, meeting.rendezvous, environment.stats_interval, meeting.world_size)
+        except BaseException as exc:
+            meeting.give_up(name, exc)
+            raise
+        if group.is_static:
+            group.join(record, options.rpc_timeout or WITHOUT_TIMEOUT)
+        else:
+            group.join(record)
         _group = group
     group.when_drained_unheard = _leave_and_exit
     _listen_to_sigterm(group)
-    if world_size is not None:
+    if world_size and not group.is_static:
         try:
             group.wait_for(world_size, timeout=options.rpc_timeout or None)
         except GroupError:
             shutdown(graceful=False)
             raise
     return group
+
+
+def _init_method(given: str | None, options: object, environment: Environment) -> str:
+    """What was chosen wins over what surrounds the program, and that over torch's default."""
+    in_options = getattr(options, "init_method", None) or ""
+    if in_options == DEFAULT_INIT_METHOD:
+        in_options = ""
+    default = DEFAULT_INIT_METHOD if os.environ.get("MASTER_ADDR") else ""
+    return given or in_options or environment.rendezvous or default
 
 
 def shutdown(graceful: bool = True, timeout: float | None = None) -> None:
@@ -192,32 +215,6 @@ def _current() -> Group:
 
 def _not_initialized() -> NotInitializedError:
     return NotInitializedError("RPC has not been initialized, or has been shut down: call init_rpc first")
-
-
-def _make_group(name: str, url: str, environment: Environment, options: AgentOptions) -> Group:
-    parsed = parse_rendezvous_url(url)
-    transport = _make_transport(parsed)
-    secret = read_secret()
-    rendezvous = open_rendezvous(url)
-    agent = Agent(
-        name=name,
-        group=f"{parsed.namespace}/{parsed.group}",
-        secret=secret,
-        transport=transport,
-        host=environment.host or own_address(url),
-        port=environment.port,
-        options=options,
-    )
-    return Group(agent, rendezvous, environment.stats_interval)
-
-
-def _make_transport(url: RendezvousUrl) -> Transport:
-    if url.scheme == "memory":
-        return _memory_transport
-    files = read_tls_files()
-    if files is None:
-        return TcpTransport()
-    return TlsTransport(TlsCredentials(files, tls_name(url.namespace, url.group)))
 
 
 def _record(

@@ -150,7 +150,7 @@ def _init_tensorpipe(
         raise TypeError(
             f"`rpc_backend_options` must be a `TensorPipeRpcBackendOptions`. {rpc_backend_options}"
         )
-    return api.init_rpc(name, rank=rank, world_size=world_size, rpc_backend_options=options, store=store)  # type: ignore[call-arg]
+    return api.init_rpc(name, rank=rank, world_size=world_size, rpc_backend_options=options, store=store)
 
 
 register_backend("TENSORPIPE", _construct_tensorpipe_options, _init_tensorpipe)

@@ -11,10 +11,16 @@ from pathlib import Path
 
 from rpcgroup import contract
 from rpcgroup.errors import GroupError
-from rpcgroup.membership.url import parse_rendezvous_url
 from rpcgroup.transport.credentials import TlsFiles
 
-__all__ = ["Environment", "host_identity", "own_address", "read_tls_files"]
+__all__ = [
+    "Environment",
+    "has_secret",
+    "host_identity",
+    "own_address",
+    "read_secret",
+    "read_tls_files",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,10 @@ class Environment:
             pod_uid=environ.get(contract.ENV_POD_UID, ""),
             stats_interval=_number(environ, contract.ENV_STATS_INTERVAL, contract.DEFAULT_STATS_INTERVAL),
         )
+
+
+def has_secret(environ: Mapping[str, str] = os.environ) -> bool:
+    return bool(environ.get(contract.ENV_SECRET_FILE) or environ.get(contract.ENV_SECRET))
 
 
 def read_secret(environ: Mapping[str, str] = os.environ) -> bytes:
@@ -88,16 +98,10 @@ def _is_open_to_all(path: str | Path) -> bool:
     return not read_only and bool(stat.S_IMODE(os.stat(path).st_mode) & 0o007)
 
 
-def own_address(rendezvous: str) -> str:
+def own_address(host: str, port: int) -> str:
     """The address of the interface that reaches the rendezvous: what peers can reach, as far as anyone can tell."""
-    parsed = parse_rendezvous_url(rendezvous)
-    if parsed.scheme == "memory":
-        return ""
-    host, _, port = parsed.places[0].rpartition(":")
     try:
-        family, kind, proto, _, target = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_DGRAM
-        )[0]
+        family, kind, proto, _, target = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, proto) as probe:
             probe.connect(target)  # sends nothing: the kernel picks the route
             address: str = probe.getsockname()[0]

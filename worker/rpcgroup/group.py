@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import torch
 
+from rpcgroup.admission import admit, admit_all
 from rpcgroup.agent.agent import Agent
 from rpcgroup.changes import Changes
-from rpcgroup.contract import ENV_TLS_CERT_FILE
-from rpcgroup.devices import DeviceMap, device_list, maps_of, reverse_maps, validate_joiner
-from rpcgroup.errors import GroupError, JoinError, NotInitializedError, RendezvousError
+from rpcgroup.devices import DeviceMap, device_list, maps_of, reverse_maps
+from rpcgroup.errors import GroupError, NotInitializedError, RendezvousError
 from rpcgroup.executor import GroupExecutor
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest, GroupView, KeyValue, RecordEvent, Rendezvous
@@ -51,8 +51,12 @@ class Group:
     Membership news comes from the rendezvous' thread and from the agent's; `_lock` puts it in one order.
     """
 
-    def __init__(self, agent: Agent, rendezvous: Rendezvous, stats_interval: float) -> None:
+    def __init__(
+        self, agent: Agent, rendezvous: Rendezvous, stats_interval: float, world_size: int | None = None
+    ) -> None:
+        """With `world_size` a static group: that many members, who come and go together."""
         self.agent = agent
+        self.world_size = world_size
         self._rendezvous = rendezvous
         self._record: MemberRecord | None = None
         self._lock = threading.Lock()  # guards _tracker, _epoch, _subscribers, _suspected
@@ -76,7 +80,8 @@ class Group:
     def join(self, record: MemberRecord, timeout: float = JOIN_TIMEOUT) -> None:
         """Enter; raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`, having left nothing behind."""
         try:
-            stored = self._rendezvous.join(record, admit=admit, listener=_Listener(self), timeout=timeout)
+            admission = admit_all if self.is_static else admit
+            stored = self._rendezvous.join(record, admit=admission, listener=_Listener(self), timeout=timeout)
         except BaseException:
             self.agent.close()
             self._rendezvous.close()
@@ -85,6 +90,10 @@ class Group:
         self.agent.start(stored)
         use_context(self.agent.references)
         self._stats.start()
+
+    @property
+    def is_static(self) -> bool:
+        return self.world_size is not None
 
     # -- who is here --------------------------------------------------------------------------------------
 
@@ -237,7 +246,7 @@ class Group:
             _log.warning("left before all calls of others had ended and their answers had arrived")
 
     def _update_state(self, state: MemberState) -> None:
-        if self._record is None or self._record.state is state:
+        if self._record is None or self._record.state is state or self.is_static:
             return
         try:
             self._record = self._rendezvous.update(state=state)
@@ -332,25 +341,3 @@ def _call_back(callback: Callable[[DrainRequest], None], request: DrainRequest) 
         callback(request)
     except Exception:
         _log.exception("an on_drain callback failed")
-
-
-def admit(mine: MemberRecord, earlier: Sequence[MemberRecord]) -> None:
-    """Whether I fit into the group that was there first; raises `JoinError` that says why not."""
-    for other in earlier:
-        if other.id == mine.id and other.name != mine.name:
-            raise JoinError(f"{mine.name} cannot join with rank {mine.id}: {other.name} has it already")
-        if scheme(other) != scheme(mine):
-            raise JoinError(
-                f"{mine.name} listens by {scheme(mine)}, {other.name} by {scheme(other)}: all members of a group "
-                f"have certificates ({ENV_TLS_CERT_FILE} and the others), or none has"
-            )
-        if other.protocol != mine.protocol:
-            raise JoinError(
-                f"{mine.name} speaks protocol version {mine.protocol}, {other.name} speaks {other.protocol}: "
-                "run one version of rpcgroup in a group"
-            )
-    validate_joiner(mine, earlier)
-
-
-def scheme(member: MemberRecord) -> str:
-    return member.address.partition("://")[0]

@@ -1,0 +1,89 @@
+"""The stores of `torch.distributed` as places to meet. The only module that touches `torch.distributed`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import torch.distributed
+
+from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
+
+__all__ = ["OpenStore", "is_init_method", "open_store", "prefixed", "store_host"]
+
+DYNAMIC: Final = -1
+dist: Any = torch.distributed  # its stub exports nothing of this, and a torch may be built without it
+_lock = threading.Lock()  # guards the two below
+_inits = 0
+"""Static groups begun in this process: the n-th of each of its members meet under one prefix, as torch's do."""
+_rendezvous: Iterator[Any] | None = None
+"""Of the latest group. It may hold the server of a TCPStore that others still read."""
+
+
+class OpenStore(NamedTuple):
+    """`rank` is the one asked for, or where that was -1 the one that the environment names, if any."""
+
+    store: Any
+    rank: int
+
+
+def is_init_method(url: str) -> bool:
+    """Whether `torch.distributed.rendezvous` is asked to make sense of it."""
+    return urlsplit(url).scheme in ("file", "tcp", "env")
+
+
+def open_store(init_method: str, rank: int, world_size: int | None, timeout: float) -> OpenStore:
+    """The store behind `file://PATH`, `tcp://HOST:PORT` or `env://`; `world_size` None: a dynamic group.
+
+    Raises `RendezvousUnavailableError` where nobody serves it within `timeout` seconds (0 = torch's default of
+    30 minutes), and `RendezvousError` for what is not such a URL.
+    """
+    url = _with_query(init_method, rank, world_size)
+    options = {"timeout": timedelta(seconds=timeout)} if timeout else {}
+    try:
+        rendezvous = dist.rendezvous(url, **options)
+        store, found, _ = next(rendezvous)
+    except ValueError as exc:
+        raise RendezvousError(f"cannot meet at {init_method}: {exc}") from exc
+    except RuntimeError as exc:
+        raise RendezvousUnavailableError(f"cannot meet at {init_method}: {exc}") from exc
+    global _rendezvous
+    with _lock:
+        _rendezvous = rendezvous  # only now: a server on the same port lives on, with all that it knows
+    return OpenStore(store, found)
+
+
+def prefixed(store: Any, world_size: int | None) -> Any:
+    """This group's part of a store. A dynamic group is the same one for whoever comes, whatever came before."""
+    global _inits
+    if world_size is None:
+        return dist.PrefixStore("rpcgroup/dynamic", store)
+    with _lock:
+        number, _inits = _inits, _inits + 1
+    return dist.PrefixStore(f"rpcgroup/{number}", store)
+
+
+def store_host(store: Any) -> tuple[str, int] | None:
+    """Where a TCPStore is served; None for the others."""
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    return (store.host, store.port) if hasattr(store, "host") else None
+
+
+def _with_query(init_method: str, rank: int, world_size: int | None) -> str:
+    """With what torch wants to know in the query.
+
+    Only a FileStore needs the size of the group, to remove its file at the end. A TCPStore that knows it waits
+    for so many to connect, and says of those that do not come only how many they are.
+    """
+    parts = urlsplit(init_method)
+    size = world_size if world_size is not None and parts.scheme == "file" else DYNAMIC
+    query = [parts.query] if parts.query else []
+    if rank != -1 or parts.scheme != "env" or (world_size is None and "RANK" not in os.environ):
+        query.append(f"rank={rank}")
+    query.append(f"world_size={size}")
+    return parts._replace(query="&".join(query)).geturl()

@@ -1,0 +1,136 @@
+"""Where a group meets, and with it what its members share: its identity, its secret, how they connect."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rpcgroup import contract
+from rpcgroup.agent.agent import Agent
+from rpcgroup.agent.options import AgentOptions
+from rpcgroup.c10d import is_init_method, open_store, prefixed, store_host
+from rpcgroup.environment import Environment, has_secret, own_address, read_secret, read_tls_files
+from rpcgroup.errors import GroupError
+from rpcgroup.membership.rendezvous import Rendezvous
+from rpcgroup.membership.store.client import Store, StoreClient
+from rpcgroup.membership.store.identity import group_identity, group_secret
+from rpcgroup.membership.store.static import StaticRendezvous
+from rpcgroup.membership.url import open_rendezvous, parse_rendezvous_url
+from rpcgroup.transport.base import Transport
+from rpcgroup.transport.credentials import TlsCredentials
+from rpcgroup.transport.memory import MemoryTransport
+from rpcgroup.transport.tcp import TcpTransport
+from rpcgroup.transport.tls import TlsTransport
+
+__all__ = ["Meeting", "meet"]
+
+_memory_transport = MemoryTransport()
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A seat at the place, and how to make the agent that goes with it."""
+
+    rendezvous: Rendezvous
+    rank: int
+    world_size: int | None
+    """Of a static group."""
+    group: Callable[[], str]
+    """The group's identity."""
+    secret: Callable[[], bytes]
+    transport: Callable[[], Transport]
+    host: Callable[[], str]
+    """Where to listen if nobody says otherwise."""
+
+    def make_agent(self, name: str, environment: Environment, options: AgentOptions) -> Agent:
+        return Agent(
+            name=name,
+            group=self.group(),
+            secret=self.secret(),
+            transport=self.transport(),
+            host=environment.host or self.host(),
+            port=environment.port,
+            options=options,
+        )
+
+    def give_up(self, name: str, reason: BaseException) -> None:
+        """This worker cannot start: whoever would wait for it is told, and the seat closed."""
+        if isinstance(self.rendezvous, StaticRendezvous):
+            self.rendezvous.give_up(name, self.rank, str(reason) or type(reason).__name__)
+        self.rendezvous.close()
+
+
+def meet(init_method: str, store: Store | None, rank: int, world_size: int | None, timeout: float) -> Meeting:
+    """`init_method` is a rendezvous URL of ours or of `torch.distributed`; a `store` wins over it.
+
+    `timeout` in seconds for a store to be there. Raises `RendezvousError` for what cannot be used.
+    """
+    if store is None and not is_init_method(init_method):
+        return _meet_at_url(init_method, rank)
+    if store is None:
+        store, rank = open_store(init_method, rank, world_size, timeout)
+    return _meet_over_store(store, rank, world_size)
+
+
+def _meet_at_url(url: str, rank: int) -> Meeting:
+    parsed = parse_rendezvous_url(url)
+    here = parsed.scheme == "memory"
+
+    def host() -> str:
+        address, _, port = parsed.places[0].rpartition(":")
+        return own_address(address, int(port))
+
+    return Meeting(
+        open_rendezvous(url),
+        rank,
+        None,
+        group=lambda: f"{parsed.namespace}/{parsed.group}",
+        secret=read_secret,
+        transport=lambda: _memory_transport if here else _transport(parsed.namespace, parsed.group),
+        host=str if here else host,
+    )
+
+
+def _meet_over_store(store: Store, rank: int, world_size: int | None) -> Meeting:
+    served_at = store_host(store)
+    client = StoreClient(prefixed(store, world_size))
+    if world_size is None:
+        raise GroupError("dynamic groups over a store: not yet")
+    return Meeting(
+        StaticRendezvous(client, world_size),
+        rank,
+        world_size,
+        group=lambda: f"c10d/{group_identity(client)}",
+        secret=lambda: read_secret() if has_secret() else group_secret(client),
+        transport=_store_transport,
+        host=lambda: own_address(*served_at) if served_at else _address_of_this_host(),
+    )
+
+
+def _store_transport() -> Transport:
+    """A store does not name the group, and its certificates do."""
+    namespace = os.environ.get(contract.ENV_NAMESPACE) or contract.DEFAULT_NAMESPACE
+    return _transport(namespace, os.environ.get(contract.ENV_GROUP, ""))
+
+
+def _transport(namespace: str, group: str) -> Transport:
+    files = read_tls_files()
+    if files is None:
+        return TcpTransport()
+    if not group:
+        raise GroupError(
+            f"TLS needs the name of the group that the certificates are for: set {contract.ENV_GROUP}"
+        )
+    return TlsTransport(TlsCredentials(files, contract.tls_name(namespace, group)))
+
+
+def _address_of_this_host() -> str:
+    """What its name stands for, where that is an address of this host; else loopback: all may be on this host."""
+    try:
+        address = str(socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)[0][4][0])
+        with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET):
+            return address
+    except OSError:
+        return "127.0.0.1"
