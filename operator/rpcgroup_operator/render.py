@@ -10,6 +10,7 @@ from typing import Any
 
 from rpcgroup import contract
 from rpcgroup.control.certificates import Authority, Files
+from rpcgroup.control.compat import compat_environment
 from rpcgroup.control.model import PodTemplate, RPCGroup
 from rpcgroup.control.plan import Create
 
@@ -136,6 +137,7 @@ def environment(group: RPCGroup, create: Create, rendezvous: Rendezvous) -> list
         contract.ENV_INDEX: str(create.index),
         contract.ENV_RENDEZVOUS: rendezvous.url(group),
         contract.ENV_SECRET_FILE: f"{SECRET_MOUNT}/{SECRET_KEY}",
+        **compat_environment(group, create.role, create.index),
     }
     if rendezvous.users:
         own[contract.ENV_ETCD_USERNAME] = contract.etcd_user(group.metadata.namespace, group.metadata.name)

@@ -37,6 +37,14 @@ def test_the_worker_is_told_who_it_is() -> None:
     assert {"name", "mountPath", "readOnly"} == main["volumeMounts"][0].keys()
 
 
+def test_an_unmodified_program_is_told_its_rank() -> None:
+    raw = group().model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["spec"]["compat"] = "Torch"
+    main = rendered(RPCGroup.model_validate(raw))["spec"]["containers"][1]
+    env = {e["name"]: e.get("value") for e in main["env"]}
+    assert (env[contract.ENV_COMPAT], env["RANK"], env["WORLD_SIZE"]) == ("torch", "0", "1")
+
+
 def test_the_template_passes_through() -> None:
     spec = rendered(group(tolerations=[{"key": "gpu"}]))["spec"]
     assert spec["nodeSelector"] == {"gpu": "yes"}

@@ -20,6 +20,7 @@ IDENTITY = Identity(
     rendezvous="etcd://h:1/default/digits",
     secret_file=Path("/s/secret"),
     certificates={"RPCGROUP_TLS_CA_FILE": "/s/ca.crt"},
+    compat={"RPCGROUP_COMPAT": "torch", "RANK": "2", "WORLD_SIZE": "3"},
 )
 
 
@@ -39,6 +40,7 @@ def test_a_worker_is_told_who_it_is_and_where_to_meet() -> None:
         "RPCGROUP_RENDEZVOUS": "etcd://h:1/default/digits",
         "RPCGROUP_SECRET_FILE": "/s/secret",
         "RPCGROUP_TLS_CA_FILE": "/s/ca.crt",
+        "RPCGROUP_COMPAT": "torch",
         "RPCGROUP_HOST": "127.0.0.1",
         "RPCGROUP_POD_NAME": "digits-worker-2",
         "RPCGROUP_POD_UID": "uid",

@@ -218,6 +218,11 @@ class RPCGroupSpec(Model):
     device_maps: Annotated[list[DeviceMap], Field(max_length=256), keyed("from", "to")] = []
     """How the devices of the workers of one role stand to those of another. A worker reads this when it starts, so
     it can be changed only while the group is suspended. At most 256."""
+    compat: Literal["None", "Torch"] = "None"
+    """Torch: a program written for torch.distributed.rpc runs as it is, on rpcgroup in the place of that module, in
+    all Python processes of the worker's container; RANK and WORLD_SIZE are set as torchrun sets them, for roles in
+    their order. Needs rpcgroup in the image. A worker reads this when it starts, so it can be changed only while the
+    group is suspended. Defaults to None."""
     security: Security = Security()
     """What protects the workers beside the group's secret. A worker reads this when it starts, so it can be changed
     only while the group is suspended."""

@@ -209,6 +209,14 @@ RULES: Final[Sequence[Rule]] = (
     ),
     Rule(
         of=RPCGroupSpec,
+        field="compat",
+        expected="no change while the group is not suspended",
+        found=unseen,
+        kept="oldSelf.suspend || self.compat == oldSelf.compat",
+        got="{self.compat}",
+    ),
+    Rule(
+        of=RPCGroupSpec,
         field="security",
         expected="no change while the group is not suspended",
         found=unseen,

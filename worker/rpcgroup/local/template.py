@@ -39,6 +39,8 @@ class Identity:
     secret_file: Path
     certificates: Mapping[str, str]
     """Variables that name their files; none where the group does without TLS."""
+    compat: Mapping[str, str]
+    """What a program written for torch.distributed.rpc finds; nothing where the group does not ask for it."""
 
     def env(self) -> dict[str, str]:
         return {
@@ -53,6 +55,7 @@ class Identity:
             contract.ENV_POD_NAME: self.name,
             contract.ENV_POD_UID: self.uid,
             **self.certificates,
+            **self.compat,
         }
 
 
