@@ -64,6 +64,7 @@ def test_defaults_of_the_schema_are_those_of_the_model() -> None:
         "replicas",
         "minReplicas",
         "backoffLimit",
+        "compat",
         "suspend",
         "rolloutStrategy",
         "security",
