@@ -104,7 +104,7 @@ def test_a_future_is_set_once() -> None:
     future: Future[int] = Future()
     future.set_result(1)
     for again in (lambda: future.set_result(2), lambda: future.set_exception(ValueError())):
-        with pytest.raises(RuntimeError, match="has a result already"):
+        with pytest.raises(RuntimeError, match="only be marked completed once"):
             again()
     assert future.wait() == 1
 

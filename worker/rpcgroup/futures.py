@@ -104,6 +104,8 @@ class Future(torch.futures.Future[T]):
 
     def then(self, callback: Callable[[Future[T]], S]) -> Future[S]:
         """A future of what `callback(self)` returns or raises, run once this one is done."""
+        if not callable(callback):
+            raise TypeError(f"then(): incompatible function arguments. It takes a callable, got {callback!r}")
         result: Future[S] = Future()
 
         def run(done: Future[T]) -> None:
@@ -174,7 +176,7 @@ class Future(torch.futures.Future[T]):
 
     def _claim_or_raise(self) -> None:
         if not self._claim_settling():
-            raise RuntimeError("the future has a result already, or belongs to a call")
+            raise RuntimeError("Future can only be marked completed once, and that of a call by its answer")
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
         if error is None:

@@ -72,11 +72,25 @@ def travelled(exc: BaseException) -> BaseException:
 )
 def test_its_own_type_and_where_it_was_raised(exc: Exception) -> None:
     there = travelled(exc)
-    assert type(there) is type(exc)
+    assert isinstance(there, type(exc))
     text = str(there)
     assert "On WorkerInfo(id=3, name=c):" in text
     assert "why" in text
     assert "in caught" in text  # the remote traceback
+
+
+def test_one_with_a_constructor_of_its_own_is_a_runtime_error_too() -> None:
+    there = travelled(TwoArguments(7, "why"))
+    assert isinstance(there, TwoArguments)
+    assert isinstance(there, RuntimeError)
+    assert "Original exception on remote side was TwoArguments" in str(there)
+    again = travelled(there)
+    assert isinstance(again, TwoArguments)
+    assert type(there).__qualname__ == "TwoArguments"
+
+
+def test_line_breaks_in_the_repr_are_line_breaks() -> None:
+    assert "ValueError('one\ntwo ä €')" in str(travelled(ValueError("one\ntwo ä €")))
 
 
 def test_the_text_begins_with_the_worker_and_the_repr() -> None:

@@ -352,6 +352,7 @@ def _as_future(result: Any) -> torch.futures.Future[Any]:
     """What a function decorated with `async_execution` returned."""
     if not isinstance(result, torch.futures.Future):
         raise SerializationError(
-            f"a function decorated with async_execution must return a Future, it returned {type(result)}"
+            "Functions decorated with @rpc.async_function must return a torch.futures.Future object, "
+            f"this one returned {type(result)}"
         )
     return result

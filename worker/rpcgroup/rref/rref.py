@@ -50,7 +50,9 @@ class RRef(Generic[T]):
         """`type_hint` is torch's, for scripted modules: any other value is taken as it is."""
         self._user: UserFork | None = None
         if _current is None:
-            raise NotInitializedError("RPC has not been initialized: call init_rpc before RRef(value)")
+            raise NotInitializedError(
+                "Current RPC agent is not set! Did you initialize the RPC framework, by init_rpc, before RRef(value)?"
+            )
         self._adopt(_current, _current.new_rref_id(), None, Cell.of(value))
 
     @classmethod
