@@ -131,16 +131,20 @@ def _init_method(given: str | None, options: object, environment: Environment) -
 
 
 def shutdown(graceful: bool = True, timeout: float | None = None) -> None:
-    """Leave the group; graceful: once the calls under way are through. Another `init_rpc` may follow.
+    """Leave the group; graceful: once the calls under way are through, and in a static group once all members have
+    come here. Another `init_rpc` may follow.
 
-    Raises `NotInitializedError` where there is nothing to shut down.
+    Raises `NotInitializedError` where there is nothing to shut down, and `GroupError` where members of a static
+    group did not come within `timeout` seconds; this worker has left then, too.
     """
     global _group
     group = _current()
-    group.leave(graceful, timeout)
-    with _lock:
-        if _group is group:
-            _group = None
+    try:
+        group.leave(graceful, timeout)
+    finally:
+        with _lock:
+            if _group is group:
+                _group = None
 
 
 def rpc_sync(
@@ -261,5 +265,7 @@ def _listen_to_sigterm(group: Group) -> None:
 def _leave_and_exit(request: DrainRequest) -> None:
     """A drained program that does not listen for it: leave in good order, then end the process as SIGTERM does."""
     _log.info("leaving the group: no on_drain callback says otherwise")
-    shutdown(graceful=True)
-    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        shutdown(graceful=True)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)

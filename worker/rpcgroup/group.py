@@ -13,10 +13,13 @@ import torch
 
 from rpcgroup.admission import admit, admit_all
 from rpcgroup.agent.agent import Agent
+from rpcgroup.autograd import use_container
 from rpcgroup.changes import Changes
+from rpcgroup.collectives import Collectives
 from rpcgroup.devices import DeviceMap, device_list, maps_of, reverse_maps
 from rpcgroup.errors import GroupError, NotInitializedError, RendezvousError
 from rpcgroup.executor import GroupExecutor
+from rpcgroup.finishing import finish_alone, finish_together
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest, GroupView, KeyValue, RecordEvent, Rendezvous
 from rpcgroup.membership.tracker import (
@@ -39,9 +42,6 @@ LEAVE_TIMEOUT: Final = 1.0
 """Seconds for the farewell: an etcd that is away must not keep a worker from ending."""
 IDLE_TIMEOUT: Final = 30.0
 """Seconds that a graceful shutdown waits for running work where the drain gives no deadline."""
-REFERENCES_TIMEOUT: Final = 1.0
-"""Seconds for owners to answer that the references held here are deleted."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +70,9 @@ class Group:
         self._drain_lock = threading.Lock()  # guards _drain, _drain_callbacks
         self._ended = threading.Event()
         self._ending = threading.Lock()  # held by the one thread that ends the membership
+        self.collectives = Collectives(agent, self._is_here)
+        self._roster: list[str] = []
+        """Of a static group: the names of all who came, whatever became of them."""
         self._stats = StatsPublisher(agent, rendezvous, stats_interval)
         self.when_drained_unheard: Callable[[DrainRequest], None] | None = None
         """What becomes of a drain that no callback listens to."""
@@ -87,8 +90,11 @@ class Group:
             self._rendezvous.close()
             raise
         self._record = stored
+        self._roster = sorted(self._rendezvous.view().members) if self.is_static else []
+        self.collectives.start()
         self.agent.start(stored)
         use_context(self.agent.references)
+        use_container(self.agent.autograd)
         self._stats.start()
 
     @property
@@ -208,42 +214,52 @@ class Group:
             self.when_drained_unheard(request)
 
     def leave(self, graceful: bool, timeout: float | None = None) -> None:
-        """End the membership; graceful: when the calls under way are through, both mine and others' to me.
+        """End the membership; graceful: when the calls under way are through, both mine and others' to me, and in a
+        static group when all members do the same.
 
-        `timeout` in seconds bounds the wait; default: the drain's deadline, else `IDLE_TIMEOUT`. A dead member
-        never blocks it. Idempotent; a second caller waits for the first.
+        `timeout` in seconds bounds the wait; default: the drain's deadline, else `IDLE_TIMEOUT`, or in a static
+        group none. A dead member never blocks it. Idempotent; a second caller waits for the first. Raises
+        `GroupError`, having left, where members of a static group did not come in time.
         """
         self.agent.reactor.step_aside()
         with self._ending:
             if self._ended.is_set():
                 return
-            if graceful:
-                self._finish_work(timeout)
-            self._stats.close()
-            # First, or peers that see the record go would drop my sessions under my links.
-            self.agent.close_links()
-            self._rendezvous.leave(LEAVE_TIMEOUT)
-            self._rendezvous.close()
-            use_context(None)
-            self.agent.close()
-            with self._changed:
-                self._ended.set()
-                subscribers = list(self._subscribers)
-                self._changed.notify_all()
-            for changes in subscribers:
-                changes.end()
+            together = False
+            try:
+                if graceful:
+                    together = self._finish_work(timeout)
+            finally:
+                self._end(together)
 
-    def _finish_work(self, timeout: float | None) -> None:
-        if timeout is None:
-            timeout = max(1.0, self._drain.deadline - time.time()) if self._drain else IDLE_TIMEOUT
+    def _finish_work(self, timeout: float | None) -> bool:
+        """True where the others end as well."""
+        if timeout is None and self._drain:
+            timeout = max(1.0, self._drain.deadline - time.time())
+        if self.is_static:
+            finish_together(self.agent, self.collectives, self._roster, timeout)
+            return True
         self._update_state(MemberState.DRAINING)
-        agent = self.agent
-        deadline = time.monotonic() + timeout
-        if not agent.finish_calls(timeout):
-            _log.warning("left without the answers to some calls, after %.0f s", timeout)
-        agent.references.shutdown(REFERENCES_TIMEOUT)
-        if not agent.finish_serving(max(REFERENCES_TIMEOUT, deadline - time.monotonic())):
-            _log.warning("left before all calls of others had ended and their answers had arrived")
+        finish_alone(self.agent, IDLE_TIMEOUT if timeout is None else timeout)
+        return False
+
+    def _end(self, together: bool) -> None:
+        self._stats.close()
+        self.collectives.close()
+        # First, or peers that see the record go would drop my sessions under my links.
+        self.agent.close_links()
+        if not together:
+            self._rendezvous.leave(LEAVE_TIMEOUT)
+        self._rendezvous.close()
+        use_context(None)
+        use_container(None)
+        self.agent.close()
+        with self._changed:
+            self._ended.set()
+            subscribers = list(self._subscribers)
+            self._changed.notify_all()
+        for changes in subscribers:
+            changes.end()
 
     def _update_state(self, state: MemberState) -> None:
         if self._record is None or self._record.state is state or self.is_static:
@@ -302,6 +318,8 @@ class Group:
             self._changed.notify_all()
         for change in changes:
             self._log_and_remove(change)
+        if events:
+            self.collectives.members_changed()
         if any(change.kind in (ChangeKind.LEFT, ChangeKind.DIED) for change in changes):
             with self._lock:
                 # Other news may have brought one back before it was removed from the agent.
@@ -317,6 +335,11 @@ class Group:
         elif change.kind is ChangeKind.DIED:
             self.agent.remove_member(change.member, "has died")
             _log.warning("%s has died", change.member.name)
+
+    def _is_here(self, name: str) -> bool:
+        """It is a member, as far as anybody knows, and can be reached."""
+        with self._lock:
+            return self._tracker.status(name) in (MemberStatus.PRESENT, MemberStatus.MISSING)
 
     def is_unreachable(self, name: str) -> bool:
         with self._lock:
