@@ -379,7 +379,7 @@ class Agent:
     def stats(self) -> Mapping[str, float]:
         return {
             "calls": self.invocation.served,
-            "in_flight": sum(s.in_flight for s in self.sessions()),
+            "in_flight": self.in_flight,
             "pending": sum(len(link.pending) for link in self._links),
             "links": len(self._links),
             "sessions": len(self._sessions),
@@ -389,22 +389,30 @@ class Agent:
 
     def finish_calls(self, timeout: float) -> bool:
         """Wait for the answers to my calls; false after `timeout` seconds."""
-        return self._wait(lambda: not any(link.pending for link in self._links), timeout)
+        return self.wait_until(lambda: not self.has_pending_calls(), timeout)
+
+    def has_pending_calls(self) -> bool:
+        return any(link.pending for link in self._links)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests of others that are not answered yet."""
+        return sum(session.in_flight for session in self.sessions())
 
     def finish_serving(self, timeout: float) -> bool:
         """Refuse new calls, end those that run, and see that their answers arrive; false after `timeout` seconds."""
         self.refuses_calls = True
         deadline = time.monotonic() + timeout
-        ended = self._wait(lambda: not any(s.in_flight for s in self.sessions()), timeout)
+        ended = self.wait_until(lambda: not self.in_flight, timeout)
         for session in self.sessions():
             session.say_goodbye()
-        answered = self._wait(
+        answered = self.wait_until(
             lambda: all(s.answers_arrived for s in self.sessions()),
             min(ANSWERS_SECONDS, max(0.0, deadline - time.monotonic())),
         )
         return ended and answered
 
-    def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
+    def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
         self.reactor.step_aside()
         deadline = time.monotonic() + timeout
         while not condition():
