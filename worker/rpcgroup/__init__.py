@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rpcgroup import errors, functions
+    from rpcgroup import errors, functions, nn
     from rpcgroup.agent.options import AgentOptions
     from rpcgroup.api import (
         get_worker_info,
@@ -51,6 +51,7 @@ __all__ = [
     "functions",
     "get_worker_info",
     "init_rpc",
+    "nn",
     "on_drain",
     "progress",
     "remote",
