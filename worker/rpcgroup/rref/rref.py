@@ -40,11 +40,22 @@ class RRef(Generic[T]):
     Source: torch's `torch.distributed.rpc.RRef`.
     """
 
-    __slots__ = ("__weakref__", "_cell", "_context", "_future", "_rref_id", "_type", "_type_future", "_user")
+    __slots__ = (
+        "__weakref__",
+        "_cell",
+        "_context",
+        "_future",
+        "_profiling_future",
+        "_rref_id",
+        "_type",
+        "_type_future",
+        "_user",
+    )
 
     _type: Any
     _type_future: Any
     _future: Any
+    _profiling_future: Any
 
     def __init__(self, value: T, type_hint: Any = None) -> None:
         """`type_hint` is torch's, for scripted modules: any other value is taken as it is."""
@@ -126,6 +137,24 @@ class RRef(Generic[T]):
             raise RRefError(f"{self} was not made by remote() on this worker")
         return self._future
 
+    def _get_profiling_future(self) -> Any:
+        """Done when the profile that `remote` was called in has the events of that call."""
+        if self._profiling_future is None:
+            raise RRefError(f"{self} was not made by remote() within a profile")
+        return self._profiling_future
+
+    def _set_profiling_future(self, future: Any) -> None:
+        self._profiling_future = future
+
+    def _serialize(self) -> tuple[RRef[T]]:
+        """For reducers of programs' own: what stands for this reference inside a call. Raises what a use raises."""
+        self._context.require_usable(self)
+        return (self,)
+
+    @staticmethod
+    def _deserialize(serialized: tuple[RRef[Any]]) -> RRef[Any]:
+        return serialized[0]
+
     def __str__(self) -> str:
         rref_id = self._context.show_id(self._rref_id)
         if self._user is None:
@@ -156,6 +185,7 @@ class RRef(Generic[T]):
         self._type = None
         self._type_future = None
         self._future = None
+        self._profiling_future = None
         return self
 
 

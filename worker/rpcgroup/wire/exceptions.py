@@ -83,7 +83,7 @@ def _rebuild(cls: Any, name: str, text: str) -> BaseException:
         rebuilt = cls(text)
     except Exception as exc:
         text = f"{text}\n(Original exception on remote side was {name}, made here without its constructor: {exc})"
-        both = _and_runtime_error(cls)
+        both = _and_runtime_error(cls)  # type: ignore[arg-type]
         rebuilt = both.__new__(both, text)
     if not _shows(rebuilt, text):
         rebuilt.args = (text,)

@@ -1,0 +1,130 @@
+"""The group of this process as an agent of torch's: what `_get_current_rpc_agent` returns."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rpcgroup import api
+from rpcgroup.errors import UnknownWorkerError
+from rpcgroup.group import Group
+from rpcgroup.worker_info import WorkerInfo
+
+__all__ = ["RpcAgent", "TensorPipeAgent"]
+
+
+class RpcAgent:
+    """The base of agents, for programs that ask whether one is."""
+
+
+class TensorPipeAgent(RpcAgent):
+    """A `Group`, by the methods of torch's agent. Made by `init_rpc`."""
+
+    def __init__(self, group: Group, store: Any = None, options: Any = None) -> None:
+        self.group = group
+        self.store = store
+        self._options = options
+        self._joined = False
+        self._gil_profiling = False
+
+    # -- who is here --------------------------------------------------------------------------------------
+
+    @property
+    def is_static_group(self) -> bool:
+        return self.group.is_static
+
+    def get_worker_info(self, worker: str | int | None = None) -> WorkerInfo:
+        """This worker, or the member of that name or id. Raises `UnknownWorkerError`."""
+        agent = self.group.agent
+        if worker is None:
+            return agent.info
+        try:
+            record = agent.peer(worker).record
+        except UnknownWorkerError as exc:
+            raise UnknownWorkerError(f"could not find destination {worker!r}: {exc}") from None
+        return WorkerInfo(record.name, record.id, record.incarnation)
+
+    def get_worker_infos(self) -> list[WorkerInfo]:
+        return [WorkerInfo(m.name, m.id, m.incarnation) for m in self.group.members()]
+
+    # -- what it does -------------------------------------------------------------------------------------
+
+    @property
+    def rpc_timeout(self) -> float:
+        """Seconds, of a call that names none; 0 = none."""
+        return self.group.agent.options.rpc_timeout
+
+    @rpc_timeout.setter
+    def rpc_timeout(self, seconds: float) -> None:
+        agent = self.group.agent
+        agent.options = replace(agent.options, rpc_timeout=float(seconds))
+
+    def get_debug_info(self) -> dict[str, str]:
+        stats = self.group.agent.stats()
+        threads = int(stats["threads"])
+        info = {
+            "agent.thread_pool_size": self.group.agent.options.num_worker_threads,
+            "agent.num_idle_threads": max(0, threads - int(stats["in_flight"])),
+            "agent.num_pending_requests": int(stats["pending"]),
+            "agent.client_active_calls": int(stats["pending"]),
+            "agent.server_active_calls": int(stats["in_flight"]),
+            "agent.server_active_async_calls": 0,
+        }
+        if self._gil_profiling:
+            info["agent.gil_average_wait_time_us"] = 0
+        return {name: str(value) for name, value in info.items()}
+
+    def get_metrics(self) -> dict[str, str]:
+        return self.get_debug_info()
+
+    def enable_gil_profiling(self, enabled: bool) -> None:
+        """Show `agent.gil_average_wait_time_us`. Its value is 0: nothing here waits for the GIL but Python itself."""
+        self._gil_profiling = enabled
+
+    def _get_backend_options(self) -> Any:
+        return self._options
+
+    def _get_device_map(self, worker: WorkerInfo) -> dict[torch.device, torch.device]:
+        maps: dict[str, dict[torch.device, torch.device]] = getattr(self._options, "device_maps", {})
+        return maps.get(worker.name, {})
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def join(self, shutdown: bool = False, timeout: float = 0) -> None:
+        """Wait until nobody in the group has work any more; with `shutdown` new calls are refused from then on.
+
+        `timeout` in seconds, 0 = none. Of a dynamic group only this worker's own calls are waited for.
+        """
+        self._joined = shutdown
+        agent, collectives = self.group.agent, self.group.collectives
+        deadline = time.monotonic() + timeout if timeout else math.inf
+
+        def left() -> float:
+            return max(deadline - time.monotonic(), 0.001)
+
+        def is_idle() -> bool:
+            return not agent.has_pending_calls() and agent.in_flight <= collectives.guests
+
+        if not self.is_static_group:
+            agent.finish_calls(left())
+            return
+        names = [m.name for m in self.group.members()]
+        while True:
+            was_idle = is_idle()
+            agent.wait_until(is_idle, left())
+            if all(collectives.meet(was_idle, names, timeout and left()).values()):
+                break
+        if shutdown:
+            agent.finish_serving(left())
+
+    def sync(self) -> None:
+        """torch's waits here for all to have their agents; `init_rpc` has done so."""
+
+    def shutdown(self) -> None:
+        """Leave the group. Idempotent."""
+        if api._group is self.group:
+            api.shutdown(graceful=self._joined and not self.is_static_group)
