@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from rpcgroup import futures
+from rpcgroup.agent.autograd_port import AutogradPort
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.call_future import CallFuture
 from rpcgroup.agent.doorway import Doorway
@@ -25,6 +26,7 @@ from rpcgroup.agent.pool import Pool
 from rpcgroup.agent.reactor import Reactor
 from rpcgroup.agent.reference_port import ReferencePort
 from rpcgroup.agent.session import Session
+from rpcgroup.autograd.container import Container, CurrentContext
 from rpcgroup.errors import DrainedError, NotInitializedError, PeerUnreachableError, UnknownWorkerError
 from rpcgroup.futures import Future
 from rpcgroup.membership.record import MemberRecord
@@ -110,6 +112,8 @@ class Agent:
         self.invocation = Invocation(self)
         self.reactor = Reactor(name, self.invocation.handlers, self.invocation.refuse, self.monitor.wake)
         self.references: RRefContext = None  # type: ignore[assignment]  # made by start: it needs the incarnation
+        self.autograd: Container = None  # type: ignore[assignment]  # the same
+        self.thread = CurrentContext()
         self._doorway = Doorway(self, transport.listen(host, port), name)
         self._peers: dict[Any, Peer] = {}
         """By name, by id, and by incarnation as `("incarnation", n)`."""
@@ -137,6 +141,7 @@ class Agent:
         self.info = WorkerInfo(self.name, record.id, record.incarnation)
         self.where = str(self.info)
         self.references = RRefContext(ReferencePort(self))
+        self.autograd = Container(AutogradPort(self), self.thread)
         self._started = True
         _agents.add(self)
         futures.before_blocking.append(self.reactor.step_aside)
@@ -158,7 +163,7 @@ class Agent:
         link = self._ready.get(to) or self._link(to)
         if timeout == UNSET_TIMEOUT:
             timeout = self.options.rpc_timeout
-        return link.call(_PYTHON_CALL, function, args, kwargs, timeout, Call()).wait()
+        return link.call(_PYTHON_CALL, function, args, kwargs, timeout, Call(), self.thread.context).wait()
 
     def rpc_async(
         self,
@@ -172,7 +177,9 @@ class Agent:
         link = self._ready.get(to) or self._link(to)
         if timeout == UNSET_TIMEOUT:
             timeout = self.options.rpc_timeout
-        return link.call(_PYTHON_CALL, function, args, kwargs, timeout, CallFuture.pending())
+        return link.call(
+            _PYTHON_CALL, function, args, kwargs, timeout, CallFuture.pending(), self.thread.context
+        )
 
     def remote(
         self,
@@ -195,7 +202,8 @@ class Agent:
         future: CallFuture[Any] = CallFuture.pending()
         rref._future = future
         try:
-            link.call(_REMOTE_CALL, function, (fork.to_wire(), bounds_function, *args), kwargs, timeout, future)
+            args = (fork.to_wire(), bounds_function, *args)
+            link.call(_REMOTE_CALL, function, args, kwargs, timeout, future, self.thread.context)
         except BaseException as exc:
             references.remote_done(fork, exc)
             del rref  # the failure that is kept has a traceback, which has this frame
@@ -240,6 +248,11 @@ class Agent:
 
     def peer_of(self, incarnation: int) -> Peer | None:
         return self._peers.get(("incarnation", incarnation))
+
+    def incarnation_of(self, worker_id: int) -> int | None:
+        """Of the member that has this id now."""
+        peer = self._peers.get(worker_id)
+        return None if peer is None else peer.incarnation
 
     def _link(self, to: Target) -> Link:
         self.reactor.step_aside()
@@ -289,6 +302,7 @@ class Agent:
                 session.close()
         if self.references is not None and not self._closed:
             self.references.member_died(record.incarnation)
+            self.autograd.member_died(record.incarnation)
 
     def probe(self, incarnation: int) -> None:
         """Find out whether a member can be reached; tells `on_reachable` or `on_unreachable`. Blocks."""
@@ -454,6 +468,7 @@ class Agent:
             return
         if self.references is not None:
             self.references.close()
+            self.autograd.close()
         self.reactor.close(CLOSE_SECONDS)
         self.monitor.close(CLOSE_SECONDS)
         self.pool.close(CLOSE_SECONDS)

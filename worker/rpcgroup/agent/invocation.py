@@ -10,13 +10,16 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 
+from rpcgroup.agent.autograd_port import ForwardedSession
 from rpcgroup.agent.link import KEYWORDS
 from rpcgroup.agent.monitor import TICK
 from rpcgroup.agent.session import Function, Session
+from rpcgroup.autograd.context import DistAutogradContext
+from rpcgroup.autograd.messages import head_of, read_head, unwrap
 from rpcgroup.errors import (
     CallTimeoutError,
     DrainedError,
@@ -26,7 +29,7 @@ from rpcgroup.errors import (
 )
 from rpcgroup.futures import Future
 from rpcgroup.rref.uses import AsyncResult
-from rpcgroup.wire.codec import FORMAT_MASK, Encoded
+from rpcgroup.wire.codec import FORMAT_MASK
 from rpcgroup.wire.exceptions import describe_exception
 from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.functions import load_function
@@ -41,6 +44,18 @@ QUICK: Final = TICK / 4
 """Seconds: a run in the pool that stays below takes one off what its function owes."""
 DEFINITION_SECONDS: Final = 1.0
 """How long a call waits for the definition that another thread has read."""
+
+WRAPPED: Final = frozenset(
+    (
+        MessageType.PYTHON_CALL,
+        MessageType.SCRIPT_CALL,
+        MessageType.PYTHON_REMOTE_CALL,
+        MessageType.SCRIPT_REMOTE_CALL,
+        MessageType.PYTHON_RREF_FETCH_CALL,
+        MessageType.SCRIPT_RREF_FETCH_CALL,
+    )
+)
+"""What a request within an autograd context can be."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +79,9 @@ class Invocation:
             MessageType.RREF_USER_DELETE: self._reference_message,
             MessageType.RREF_CHILD_ACCEPT: self._reference_message,
             MessageType.RREF_FORK_REQUEST: self._reference_message,
+            MessageType.FORWARD_AUTOGRAD_REQ: self._forward_request,
+            MessageType.BACKWARD_AUTOGRAD_REQ: self._backward_request,
+            MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ: self._cleanup_request,
             MessageType.DEFINE_FUNCTION: self._define,
             MessageType.CANCEL: self._cancel,
             MessageType.GOODBYE: self._goodbye,
@@ -143,7 +161,10 @@ class Invocation:
         call = function.call
         assert call is not None
         try:
-            result = call(*args, **kwargs) if kwargs else call(*args)
+            if session.context is not None:
+                result = self._call_within(session.context, call, args, kwargs)
+            else:
+                result = call(*args, **kwargs) if kwargs else call(*args)
             self.served += 1
             if function.is_async:
                 self._answer_when_done(session, id, result)
@@ -152,7 +173,7 @@ class Invocation:
             elif result is None:
                 session.answer_nothing(id)
             else:
-                session.answer(id, self._encode(session, result))
+                session.answer_value(id, result)
         except BaseException as exc:
             self._fail(session, id, exc)
 
@@ -161,7 +182,7 @@ class Invocation:
 
         def answer(done: torch.futures.Future[Any]) -> None:
             try:
-                session.answer(id, self._encode(session, done.wait()))
+                session.answer_value(id, done.wait())
             except BaseException as exc:
                 self._fail(session, id, exc)
             session.channel.flush()
@@ -174,7 +195,8 @@ class Invocation:
         """The function and its arguments; what has to be confirmed first is put into `pending`."""
         values: tuple[Any, ...] = ()
         if flags:
-            values = self._codec.decode(flags & FORMAT_MASK, body, partial(self._receive, session, pending))
+            receive = partial(self._receive, session, pending)
+            values = self._codec.decode(flags & FORMAT_MASK, body, receive, session.adopt)
         if self._agent.refuses_calls:
             raise DrainedError(f"{self._agent.name} is leaving and did not run the call: try another worker")
         if not number:
@@ -206,9 +228,6 @@ class Invocation:
         if unconfirmed is not None:
             pending.append(unconfirmed)
         return list(references)
-
-    def _encode(self, session: Session, result: Any) -> Encoded:
-        return self._codec.encode((result,), session.forks, session.by_value)
 
     def _when_confirmed(self, session: Session, id: int, pending: list[Any], run: Callable[[], None]) -> None:
         """Run in the pool once the owners of its references know of them."""
@@ -265,7 +284,10 @@ class Invocation:
         def run() -> None:
             try:
                 assert function.call is not None
-                value = function.call(*args, **(kwargs or {}))
+                if session.context is not None:
+                    value = self._call_within(session.context, function.call, args, kwargs)
+                else:
+                    value = function.call(*args, **(kwargs or {}))
                 self.served += 1
                 if type(value) is AsyncResult:
                     value.future.add_done_callback(own_result)
@@ -299,7 +321,7 @@ class Invocation:
             try:
                 if error is not None:
                     raise error
-                session.answer(id, self._encode(session, value))
+                session.answer_value(id, value)
             except BaseException as exc:
                 self._fail(session, id, exc)
             session.channel.flush()
@@ -316,6 +338,70 @@ class Invocation:
         try:
             payload = self._codec.decode(flags & FORMAT_MASK, body)[0]
             self._agent.references.on_message(MessageType(kind), payload, session.peer.incarnation)
+        except BaseException as exc:
+            self._fail(session, id, exc)
+        else:
+            session.answer_nothing(id)
+
+    # -- distributed autograd -----------------------------------------------------------------------------
+
+    def _forward_request(self, session: Session, frame: Frame) -> None:
+        """A request within an autograd context."""
+        _, flags, id, number, timeout_ms, body = frame
+        try:
+            head = head_of(body)
+            if head.kind not in WRAPPED:
+                raise RemoteProtocolError(f"message type {head.kind} is not one of an autograd context")
+            context = self._agent.autograd.introduce(head.context_id, session.peer.incarnation)
+        except BaseException as exc:
+            session.begin(id)
+            self._fail(session, id, exc)
+            return
+        assert body is not None
+        if context is not None:
+            session = cast("Session", ForwardedSession(session, context, head))
+        self.handlers[head.kind](session, (head.kind, flags, id, number, timeout_ms, unwrap(body)))
+
+    def _call_within(
+        self,
+        context: DistAutogradContext,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+    ) -> Any:
+        """The thread is in that context while the function runs."""
+        thread = self._agent.thread
+        outer = thread.context
+        thread.context = context
+        try:
+            return call(*args, **(kwargs or {}))
+        finally:
+            thread.context = outer
+
+    def _backward_request(self, session: Session, frame: Frame) -> None:
+        """Gradients of tensors sent from here: answered when all that follows from them is done."""
+        _, flags, id, _, _, body = frame
+        session.begin(id)
+
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                session.answer_nothing(id)
+            else:
+                self._fail(session, id, error)
+            session.channel.flush()
+
+        try:
+            head, *grads = self._codec.decode(flags & FORMAT_MASK, body)
+            self._agent.autograd.on_propagation(read_head(head), grads, done)
+        except BaseException as exc:
+            self._fail(session, id, exc)
+
+    def _cleanup_request(self, session: Session, frame: Frame) -> None:
+        _, flags, id, _, _, body = frame
+        session.begin(id)
+        try:
+            head = read_head(self._codec.decode(flags & FORMAT_MASK, body)[0])
+            self._agent.autograd.on_cleanup(head.context_id, session.peer.incarnation)
         except BaseException as exc:
             self._fail(session, id, exc)
         else:

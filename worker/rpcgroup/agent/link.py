@@ -11,7 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from rpcgroup.agent.answer_reader import AnswerReader
+from rpcgroup.agent.autograd_port import decode_answer, encode_request
 from rpcgroup.agent.call import Call
+from rpcgroup.autograd.context import DistAutogradContext
+from rpcgroup.autograd.messages import unwrap
 from rpcgroup.errors import (
     CallCancelledError,
     CallTimeoutError,
@@ -46,6 +49,7 @@ KEYWORDS: Final = 4
 
 _RESPONSE: Final = int(MessageType.RESPONSE)
 _EXCEPTION: Final = int(MessageType.EXCEPTION)
+_AUTOGRAD_RESPONSE: Final = int(MessageType.FORWARD_AUTOGRAD_RESP)
 _DEFINE: Final = int(MessageType.DEFINE_FUNCTION)
 _CANCEL: Final = int(MessageType.CANCEL)
 _GOODBYE: Final = int(MessageType.GOODBYE)
@@ -102,6 +106,7 @@ class Link:
         kwargs: dict[str, Any] | None,
         timeout: float,
         call: C,
+        context: DistAutogradContext | None = None,
     ) -> C:
         """Send a request that names a function; raises at once what makes it impossible to send."""
         try:
@@ -111,21 +116,34 @@ class Link:
         if number is None:
             number = self._define(function)
         if not number:
-            return self.send(kind, 0, (function, args, kwargs or {}), KEYWORDS, timeout, call)
+            return self.send(kind, 0, (function, args, kwargs or {}), KEYWORDS, timeout, call, context)
         if kwargs:
-            return self.send(kind, number, (args, kwargs), KEYWORDS, timeout, call)
-        return self.send(kind, number, args, 0, timeout, call)
+            return self.send(kind, number, (args, kwargs), KEYWORDS, timeout, call, context)
+        return self.send(kind, number, args, 0, timeout, call, context)
 
-    def send(self, kind: int, number: int, values: tuple[Any, ...], flags: int, timeout: float, call: C) -> C:
+    def send(
+        self,
+        kind: int,
+        number: int,
+        values: tuple[Any, ...],
+        flags: int,
+        timeout: float,
+        call: C,
+        context: DistAutogradContext | None = None,
+    ) -> C:
         """Send a request; `timeout` in seconds, 0 = none. Returns `call`, which the answer completes.
 
+        The tensors of a request within an autograd context stay connected to their graphs.
         Where `call` is a future nobody may be waiting for the answer: it is settled all the same, and requests
         that are held back are written within a tick.
         """
         if self.leaving:
             raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
         body, buffers = b"", None
-        if values:
+        if context is not None:
+            kind, (form, body, buffers) = encode_request(self, context, kind, values)
+            flags |= form
+        elif values:
             form, body, buffers = self._codec.encode(values, self.peer.forks, self.by_value)
             flags |= form
         channel, pending = self.channel, self.pending
@@ -204,12 +222,14 @@ class Link:
     def deliver(self, frame: Frame) -> None:
         """An answer, or what else a callee says. The caller holds the read lock."""
         kind = frame[0]
-        if kind == _RESPONSE or kind == _EXCEPTION:
+        if kind == _RESPONSE or kind == _EXCEPTION or kind == _AUTOGRAD_RESPONSE:
             call = self.pending.pop(frame[2], None)
             if call is not None:
                 call.complete(frame)
             else:
                 _, flags, _, _, _, body = frame
+                if kind == _AUTOGRAD_RESPONSE and body is not None:
+                    body = unwrap(body)
                 self.peer.forks.decline(self._codec.references_in(flags, body))
         elif kind == _GOODBYE:
             self.leaving = True
@@ -237,6 +257,8 @@ class Link:
         """The value of an answer; raises the callee's exception."""
         if kind == _EXCEPTION:
             raise rebuild_exception(body.data if body is not None else b"")
+        if kind == _AUTOGRAD_RESPONSE:
+            return decode_answer(self, flags, body)
         values = self._codec.decode(flags & FORMAT_MASK, body, self.peer.forks.receive_answer)
         return values[0] if values else None
 

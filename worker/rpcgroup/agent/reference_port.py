@@ -80,7 +80,8 @@ class ReferencePort:
         agent.reactor.step_aside()
         future: CallFuture[Any] = CallFuture.pending()
         seconds = agent.options.rpc_timeout if timeout == -1 else timeout
-        peer.link().send(MessageType.PYTHON_RREF_FETCH_CALL, 0, (payload,), 0, seconds, future)
+        context = agent.thread.context
+        peer.link().send(MessageType.PYTHON_RREF_FETCH_CALL, 0, (payload,), 0, seconds, future, context)
         return future
 
     def call(

@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from rpcgroup.agent.forks import Forks
+from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
 from rpcgroup.transport.channel import Channel
@@ -57,6 +60,11 @@ class Session:
     closed. `_state_lock` guards the change between them, and that a closed one is not watched.
     """
 
+    context: DistAutogradContext | None = None
+    """That the requests are in: see `ForwardedSession`."""
+    adopt: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None
+    """Takes the tensors of a request in that context over."""
+
     def __init__(self, agent: Agent, peer: Identity, channel_id: str) -> None:
         self.agent = agent
         self.peer = peer
@@ -87,9 +95,14 @@ class Session:
             self._paused = True
             self.agent.reactor.pause(self, True)
 
-    def answer(self, id: int, encoded: Encoded) -> None:
-        """Queue a result; the caller of the handler flushes."""
-        self._queue(_RESPONSE, encoded.flags, id, encoded.body, encoded.buffers)
+    def answer_value(self, id: int, value: Any) -> None:
+        """Queue a result; the caller of the handler flushes. Raises `SerializationError`."""
+        flags, body, buffers = self.agent.codec.encode((value,), self.forks, self.by_value)
+        self._queue(_RESPONSE, flags, id, body, buffers)
+
+    def answer(self, id: int, encoded: Encoded, kind: int = _RESPONSE) -> None:
+        """The same, of a value that is encoded already."""
+        self._queue(kind, encoded.flags, id, encoded.body, encoded.buffers)
 
     def answer_nothing(self, id: int) -> None:
         channel = self.channel

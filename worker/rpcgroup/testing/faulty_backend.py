@@ -18,6 +18,7 @@ from rpcgroup import api
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.link import MAX_TIMEOUT_MS, Link
 from rpcgroup.agent.options import AgentOptions
+from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.backend_registry import register_backend
 from rpcgroup.devices import DeviceMap
 from rpcgroup.errors import RpcGroupError
@@ -106,15 +107,25 @@ class FaultyLink(Link):
         kwargs: dict[str, Any] | None,
         timeout: float,
         call: C,
+        context: DistAutogradContext | None = None,
     ) -> C:
         named = MessageType(kind)
         if _is_script(function):
             named = SCRIPT_KINDS.get(named, named)
         if named is MessageType.SCRIPT_REMOTE_CALL:
             self._faults.created_by_script(ForkData.from_wire(args[0]).rref_id)
-        return super().call(named, function, args, kwargs, timeout, call)
+        return super().call(named, function, args, kwargs, timeout, call, context)
 
-    def send(self, kind: int, number: int, values: tuple[Any, ...], flags: int, timeout: float, call: C) -> C:
+    def send(
+        self,
+        kind: int,
+        number: int,
+        values: tuple[Any, ...],
+        flags: int,
+        timeout: float,
+        call: C,
+        context: DistAutogradContext | None = None,
+    ) -> C:
         named = MessageType(kind)
         if named is MessageType.PYTHON_RREF_FETCH_CALL:
             named = self._faults.kind_of_fetch(decode_fetch(values[0]))
@@ -123,7 +134,7 @@ class FaultyLink(Link):
         delay = self._faults.delay(named)
         if delay:
             return self._send_late(delay, named, number, values, flags, timeout, call)
-        return super().send(named, number, values, flags, timeout, call)
+        return super().send(named, number, values, flags, timeout, call, context)
 
     def _fail(self, kind: MessageType, call: C) -> C:
         call.link = self

@@ -50,12 +50,17 @@ FORMAT_MASK: Final = 3
 
 _SIMPLE: Final = frozenset((int, float, str, bool, type(None), bytes))
 _Tensor = torch.Tensor
+_sparse_coo = torch.sparse_coo
+Adopt = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 _COUNT: Final = struct.Struct("<HHI")
 _OBJECTS: Final = struct.Struct("<IIIIQ")
 """attached objects, raw buffers, bytes of the references, entries of the buffer order, size of the pickle"""
 _REFERENCE: Final = 255
 """Instead of a tensor's dtype code: the attached object is the next reference."""
 _REFERENCE_ENTRY: Final = bytes((_REFERENCE, 0, 0, 0, 0, 0, 0, 0))
+
+_SPARSE: Final = 254
+"""Instead of a dtype code: a COO tensor of the two tensors before it. Flags (1 requires grad, 2 coalesced), shape."""
 
 _LIST_STAND_IN: Final = bytearray(1)
 _reducers: dict[type, Callable[[Any], Any]] = {
@@ -101,11 +106,16 @@ class Codec:
         self._max_body = max_body
 
     def encode(
-        self, values: tuple[Any, ...], forks: ReferenceForks | None = None, by_value: bool = False
+        self,
+        values: tuple[Any, ...],
+        forks: ReferenceForks | None = None,
+        by_value: bool = False,
+        sent: list[torch.Tensor] | None = None,
     ) -> Encoded:
         """Encode arguments, or a result as a 1-tuple.
 
         `by_value` sends what lives in `__main__` by value: the receiver's `__main__` is another program.
+        The tensors that require grad are appended to `sent`, in the order in which `decode` adopts them.
         Raises `SerializationError` naming what cannot be sent, and `MessageTooLargeError`.
         """
         if not values:
@@ -121,8 +131,10 @@ class Codec:
             encoded = Encoded(PICKLE, pickle.dumps(values, 5), [])
         elif tensors and len(values) <= MAX_BUFFERS and all(map(can_travel, values)) and _differ(values):
             encoded = _encode_tensors(values)
+            if sent is not None:
+                sent += [tensor for tensor in values if tensor.requires_grad]
         else:
-            return self._encode_objects(values, forks, by_value)
+            return self._encode_objects(values, forks, by_value, sent)
         _require_size(len(encoded.body) + 8 * len(encoded.buffers), self._max_body)
         return encoded
 
@@ -131,8 +143,12 @@ class Codec:
         flags: int,
         body: Body | None,
         receive: Callable[[list[Any]], list[Any]] | None = None,
+        adopt: Adopt | None = None,
     ) -> tuple[Any, ...]:
-        """The values that `encode` was given. Runs the pickles of a peer that has proved the secret."""
+        """The values that `encode` was given. Runs the pickles of a peer that has proved the secret.
+
+        `adopt` gets the tensors that require grad, and gives what takes their place.
+        """
         form = flags & FORMAT_MASK
         if form == NOTHING:
             return ()
@@ -145,8 +161,9 @@ class Codec:
         if not isinstance(data, bytearray):
             data = bytearray(data)
         if form == TENSORS:
-            return _decode_tensors(data, start, iter(buffers or ()))
-        return _decode_objects(data, start, list(buffers or ()), receive)
+            tensors = _decode_tensors(data, start, iter(buffers or ()))
+            return tuple(tensors) if adopt is None else tuple(_adopted(tensors, adopt))
+        return _decode_objects(data, start, list(buffers or ()), receive, adopt)
 
     def references_in(self, flags: int, body: Body | None) -> list[Any]:
         """The references of a body that will not be decoded."""
@@ -161,7 +178,11 @@ class Codec:
         return references
 
     def _encode_objects(
-        self, values: tuple[Any, ...], forks: ReferenceForks | None, by_value: bool
+        self,
+        values: tuple[Any, ...],
+        forks: ReferenceForks | None,
+        by_value: bool,
+        sent: list[torch.Tensor] | None,
     ) -> Encoded:
         try:
             pickled = _Pickling(self._reference_type)
@@ -180,6 +201,10 @@ class Codec:
                 raise SerializationError(
                     f"cannot be sent: {type(last).__name__}: {last} (by reference: {exc})"
                 ) from last
+        if sent is not None:
+            sent += [
+                value for value in pickled.attached if isinstance(value, _Tensor) and value.requires_grad
+            ]
         return pickled.finish(forks, self._max_body)
 
 
@@ -219,7 +244,12 @@ class _Pickling:
         offset = _OBJECTS.size
         for value in self.attached:
             if isinstance(value, _Tensor):
-                offset = encode_tensor(value, parts, offset, buffers)
+                if value.layout is _sparse_coo:
+                    entry = _encode_sparse(value)
+                    parts.append(entry)
+                    offset += len(entry)
+                else:
+                    offset = encode_tensor(value, parts, offset, buffers)
             elif forks is None:
                 raise SerializationError("a reference can only be sent by a call")
             else:
@@ -244,6 +274,12 @@ class _Pickling:
 
     def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
         if can_travel(tensor):
+            return self._attach(tensor)
+        if tensor.layout is _sparse_coo and tensor.is_cpu:
+            # The two before it in the list are what it is made of.
+            detached = tensor.detach()
+            self._attach(detached._indices())
+            self._attach(detached._values())
             return self._attach(tensor)
         if tensor.device.type not in ("cpu", "meta"):
             raise SerializationError(
@@ -303,18 +339,45 @@ def _encode_tensors(values: tuple[Any, ...]) -> Encoded:
     return Encoded(TENSORS, b"".join(parts), buffers)
 
 
-def _decode_tensors(body: bytearray, start: int, buffers: Any) -> tuple[Any, ...]:
+def _encode_sparse(tensor: torch.Tensor) -> bytes:
+    shape = tensor.shape
+    flags = tensor.requires_grad | tensor.is_coalesced() << 1
+    return struct.pack(f"<BBBBI{len(shape)}q", _SPARSE, len(shape), flags, 0, 0, *shape)
+
+
+def _decode_sparse(body: bytearray, offset: int, attached: list[Any]) -> tuple[torch.Tensor, int]:
+    _, dimensions, flags = struct.unpack_from("<BBB", body, offset)
+    shape = struct.unpack_from(f"<{dimensions}q", body, offset + 8)
+    tensor = torch.sparse_coo_tensor(
+        attached[-2], attached[-1], shape, is_coalesced=bool(flags & 2), check_invariants=False
+    )
+    return tensor.requires_grad_(bool(flags & 1)), offset + 8 + 8 * dimensions
+
+
+def _adopted(values: list[Any], adopt: Adopt) -> list[Any]:
+    places = [i for i, value in enumerate(values) if isinstance(value, _Tensor) and value.requires_grad]
+    if places:
+        for place, tensor in zip(places, adopt([values[i] for i in places]), strict=True):
+            values[place] = tensor
+    return values
+
+
+def _decode_tensors(body: bytearray, start: int, buffers: Any) -> list[Any]:
     count = _COUNT.unpack_from(body, start)[0]
     offset = start + 8
     tensors = []
     for _ in range(count):
         tensor, offset = decode_tensor(body, offset, start, buffers)
         tensors.append(tensor)
-    return tuple(tensors)
+    return tensors
 
 
 def _decode_objects(
-    body: bytearray, start: int, buffers: list[Any], receive: Callable[[list[Any]], list[Any]] | None
+    body: bytearray,
+    start: int,
+    buffers: list[Any],
+    receive: Callable[[list[Any]], list[Any]] | None,
+    adopt: Adopt | None,
 ) -> tuple[Any, ...]:
     count, raw_count, blob_size, order_size, pickle_size = _OBJECTS.unpack_from(body, start)
     tail = len(body) - pickle_size - order_size - blob_size
@@ -327,6 +390,8 @@ def _decode_objects(
             raise RemoteProtocolError("a message carries references where none are expected")
         references = receive(pickle.loads(view[tail : tail + blob_size]))
     attached = _decode_attached(body, start, count, iter(buffers[raw_count:]), iter(references))
+    if adopt is not None:
+        attached = _adopted(attached, adopt)
     if order_size:
         raw = iter(buffers)
         order = view[tail + blob_size : tail + blob_size + order_size]
@@ -344,6 +409,9 @@ def _decode_attached(body: bytearray, start: int, count: int, buffers: Any, refe
         if body[offset] == _REFERENCE:
             attached.append(next(references))
             offset += len(_REFERENCE_ENTRY)
+        elif body[offset] == _SPARSE:
+            tensor, offset = _decode_sparse(body, offset, attached)
+            attached.append(tensor)
         else:
             tensor, offset = decode_tensor(body, offset, start, buffers)
             attached.append(tensor)

@@ -1,0 +1,166 @@
+"""Distributed autograd over the agent: its `Port`, and calls whose tensors stay connected to their graphs.
+
+A call within an autograd context is an ordinary one in an envelope. At the callee `ForwardedSession` stands for the
+session, for this one request: what it decodes is attached to recv functions, what it answers to a send function.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from rpcgroup.agent.call_future import CallFuture
+from rpcgroup.autograd.context import DistAutogradContext
+from rpcgroup.autograd.messages import Head, head_of, unwrap
+from rpcgroup.autograd.port import Done
+from rpcgroup.errors import PeerUnreachableError
+from rpcgroup.futures import Future
+from rpcgroup.wire.codec import FORMAT_MASK, Encoded
+from rpcgroup.wire.frames import Body
+from rpcgroup.wire.messages import MessageType
+
+if TYPE_CHECKING:
+    from rpcgroup.agent.agent import Agent
+    from rpcgroup.agent.link import Link
+    from rpcgroup.agent.peer import Peer
+    from rpcgroup.agent.session import Session
+
+__all__ = ["AutogradPort", "ForwardedSession", "decode_answer", "encode_request"]
+
+CLEANUP_TIMEOUT: Final = 5.0
+"""Seconds for one attempt; it is repeated."""
+_FORWARD: Final = int(MessageType.FORWARD_AUTOGRAD_REQ)
+_BACKWARD: Final = int(MessageType.BACKWARD_AUTOGRAD_REQ)
+_CLEANUP: Final = int(MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ)
+
+
+class AutogradPort:
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.incarnation = agent.identity.incarnation
+        self.worker_id = agent.info.id
+
+    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], done: Done) -> None:
+        if to == self.incarnation:
+            try:
+                self._agent.autograd.on_propagation(head, list(grads), done)
+            except Exception as exc:
+                done(exc)
+            return
+        self._send(to, partial(self._send_gradients, head, tuple(grads)), done)
+
+    def cleanup(self, to: int, context_id: int, done: Done) -> None:
+        self._send(to, partial(self._send_cleanup, Head(context_id)), done)
+
+    def call_later(self, delay: float, fn: Callable[[], None]) -> None:
+        self._agent.monitor.call_later(delay, fn)
+
+    def is_member(self, incarnation: int) -> bool:
+        return incarnation == self.incarnation or self._agent.peer_of(incarnation) is not None
+
+    def incarnation_of(self, worker_id: int) -> int | None:
+        return self._agent.incarnation_of(worker_id)
+
+    def wait(self, event: threading.Event) -> None:
+        self._agent.reactor.step_aside()
+        event.wait()  # ends: each request that it waits for has a timeout, or its peer's death ends it
+
+    def _send(self, to: int, send: Callable[[Peer], Future[Any]], done: Done) -> None:
+        agent = self._agent
+        peer = agent.peer_of(to)
+        if peer is None or agent.closing:
+            done(PeerUnreachableError(f"the worker of incarnation {to} has died or left"))
+        elif peer.existing_link() is None:
+            agent.chores.submit(partial(_send_to, peer, send, done))
+        else:
+            _send_to(peer, send, done)
+
+    def _send_gradients(self, head: Head, grads: tuple[Any, ...], peer: Peer) -> Future[Any]:
+        timeout = self._agent.options.rpc_timeout
+        return peer.link().send(_BACKWARD, 0, (head.pack(), *grads), 0, timeout, CallFuture.pending())
+
+    def _send_cleanup(self, head: Head, peer: Peer) -> Future[Any]:
+        return peer.link().send(_CLEANUP, 0, (head.pack(),), 0, CLEANUP_TIMEOUT, CallFuture.pending())
+
+
+def _send_to(peer: Peer, send: Callable[[Peer], Future[Any]], done: Done) -> None:
+    def answered(future: Future[Any]) -> None:
+        try:
+            future.wait()
+        except BaseException as exc:
+            done(exc)
+        else:
+            done(None)
+
+    try:
+        future = send(peer)
+    except BaseException as exc:
+        done(exc)
+        return
+    future.add_done_callback(answered)
+
+
+def wrap(head: Head, encoded: Encoded) -> Encoded:
+    return Encoded(encoded.flags, head.pack() + encoded.body, encoded.buffers)
+
+
+def encode_request(
+    link: Link, context: DistAutogradContext, kind: int, values: tuple[Any, ...]
+) -> tuple[int, Encoded]:
+    """What to send in place of a request of that kind, so that its tensors stay connected."""
+    agent, peer = link.agent, link.peer
+    sent: list[torch.Tensor] = []
+    encoded = agent.codec.encode(values, peer.forks, link.by_value, sent)
+    message_id = agent.autograd.new_message_id()
+    if not context.add_send(message_id, peer.incarnation, peer.record.id, sent):
+        return kind, encoded
+    return _FORWARD, wrap(Head(context.id, message_id, kind), encoded)
+
+
+def decode_answer(link: Link, flags: int, body: Body | None) -> Any:
+    """The value of a FORWARD_AUTOGRAD_RESP."""
+    agent, head = link.agent, head_of(body)
+    assert body is not None
+    incarnation = link.peer.incarnation
+    context = agent.autograd.introduce(head.context_id, incarnation)
+    adopt = None if context is None else partial(context.add_recv, head.message_id, incarnation)
+    return agent.codec.decode(flags & FORMAT_MASK, unwrap(body), link.peer.forks.receive_answer, adopt)[0]
+
+
+class ForwardedSession:
+    """A session, as the handlers of requests use it, for one request within a context."""
+
+    def __init__(self, session: Session, context: DistAutogradContext, head: Head) -> None:
+        self.context = context
+        self.agent = session.agent
+        self.peer = session.peer
+        self.channel = session.channel
+        self.forks = session.forks
+        self.functions = session.functions
+        self.waiting = session.waiting
+        self.by_value = session.by_value
+        self.read_time = session.read_time
+        self.begin = session.begin
+        self.answer_nothing = session.answer_nothing
+        self.answer_exception = session.answer_exception
+        self._session = session
+        self._message_id = head.message_id
+
+    def adopt(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return self.context.add_recv(self._message_id, self.peer.incarnation, tensors)
+
+    def answer_value(self, id: int, value: Any) -> None:
+        sent: list[torch.Tensor] = []
+        agent, peer = self.agent, self.peer
+        encoded = agent.codec.encode((value,), self.forks, self.by_value, sent)
+        if sent:
+            message_id = agent.autograd.new_message_id()
+            if self.context.add_send(message_id, peer.incarnation, None, sent):
+                head = Head(self.context.id, message_id)
+                self._session.answer(id, wrap(head, encoded), MessageType.FORWARD_AUTOGRAD_RESP)
+                return
+        self._session.answer(id, encoded)

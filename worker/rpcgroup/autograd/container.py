@@ -1,0 +1,240 @@
+"""All autograd contexts of one worker: who makes one, who finds one, and who ends them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from functools import partial
+from typing import Final
+
+import torch
+
+from rpcgroup.autograd.context import DistAutogradContext
+from rpcgroup.autograd.engine import ROOTS, Arrival, Pass
+from rpcgroup.autograd.functions import Send
+from rpcgroup.autograd.messages import COUNTER_BITS, Head
+from rpcgroup.autograd.port import Done, Port
+
+__all__ = ["Container", "CurrentContext"]
+
+RELEASED_KEPT: Final = 1024
+"""Ids of released contexts, for messages of them that are late."""
+RETRY_SECONDS: Final = 0.1
+"""Before a release is told again to one who did not answer; doubled each time."""
+LONGEST_RETRY_SECONDS: Final = 5.0
+INCARNATION_BITS: Final = 16
+"""Of the counter: a worker that comes back under its old id makes other contexts than before."""
+
+_log = logging.getLogger(__name__)
+
+
+class CurrentContext(threading.local):
+    """Of one worker: the context that the running thread is in."""
+
+    context: DistAutogradContext | None = None
+
+
+class Container:
+    """Of one worker, from join to shutdown. Thread-safe; `_lock` guards the two tables, and who begins a pass."""
+
+    def __init__(self, port: Port, thread: CurrentContext) -> None:
+        self.port = port
+        self.thread = thread
+        self._lock = threading.Lock()
+        self._contexts: dict[int, DistAutogradContext] = {}
+        self._released: dict[int, None] = {}
+        self._closed = False
+        start = (port.incarnation % (1 << INCARNATION_BITS)) << (COUNTER_BITS - INCARNATION_BITS)
+        prefix = port.worker_id << COUNTER_BITS
+        self._context_ids = itertools.count(prefix | start)
+        self._message_ids = itertools.count(prefix | start | 1)
+        self._pass_ids = itertools.count(prefix | start)
+
+    # -- contexts -----------------------------------------------------------------------------------------
+
+    def new_context(self) -> DistAutogradContext:
+        """This thread is in it from now on; raises `RuntimeError` where it is in one already."""
+        current = self.thread.context
+        if current is not None and not current.released:
+            raise RuntimeError(f"Already have an autograd context id for this thread: {current.id}")
+        context = DistAutogradContext(next(self._context_ids), self.port.incarnation)
+        with self._lock:
+            self._contexts[context.id] = context
+        self.thread.context = context
+        return context
+
+    def current_context(self) -> DistAutogradContext:
+        context = self.thread.context
+        if context is None or context.released:
+            raise RuntimeError(
+                "Current thread doesn't have a valid autograd context. Please wrap your code using: "
+                "`with torch.distributed.autograd.context() as context_id` to generate a valid context"
+            )
+        return context
+
+    def retrieve(self, context_id: int) -> DistAutogradContext:
+        """Raises `RuntimeError` where there is none of that id, any more or at all."""
+        context = self._contexts.get(context_id)
+        if context is None:
+            raise RuntimeError(f"Could not find autograd context with id: {context_id}")
+        return context
+
+    def introduce(self, context_id: int, sender: int) -> DistAutogradContext | None:
+        """A message of this context has come from `sender`; None where the context has been released."""
+        with self._lock:
+            context = self._contexts.get(context_id)
+            if context is None:
+                if context_id in self._released or self._closed:
+                    return None
+                creator = self.port.incarnation_of(context_id >> COUNTER_BITS)
+                context = self._contexts[context_id] = DistAutogradContext(context_id, creator)
+            context.introducers.add(sender)
+        if not self.port.is_member(sender):
+            self.member_died(sender)  # it died before this was noted: nobody else would look
+        return context
+
+    def new_message_id(self) -> int:
+        return next(self._message_ids)
+
+    # -- release ------------------------------------------------------------------------------------------
+
+    def release(self, context_id: int) -> None:
+        """End it here and on all workers that it has been at. Raises `RuntimeError` where there is none."""
+        context = self.retrieve(context_id)
+        if self.thread.context is context:
+            self.thread.context = None
+        self._release(context)
+
+    def on_cleanup(self, context_id: int, sender: int) -> None:
+        """CLEANUP_AUTOGRAD_CONTEXT_REQ. Idempotent."""
+        context = self._contexts.get(context_id)
+        if context is not None:
+            self._release(context, sender)
+        else:
+            with self._lock:
+                self._note_released(context_id)
+
+    def member_died(self, incarnation: int) -> None:
+        """Release what it made, and what nobody else would tell the release of."""
+        with self._lock:
+            contexts = list(self._contexts.values())
+            orphans = []
+            for context in contexts:
+                context.introducers.discard(incarnation)
+                made_here = context.creator == self.port.incarnation
+                if context.creator == incarnation or not (made_here or context.introducers):
+                    orphans.append(context)
+        for context in orphans:
+            _log.info("autograd context %d is released: the worker that made it is gone", context.id)
+            self._release(context)
+
+    def close(self) -> None:
+        """Forget everything, tell nobody. Idempotent."""
+        with self._lock:
+            self._closed = True
+            contexts, self._contexts = self._contexts, {}
+        for context in contexts.values():
+            context.release()
+
+    def _release(self, context: DistAutogradContext, told_by: int | None = None) -> None:
+        with self._lock:
+            if self._contexts.pop(context.id, None) is None:
+                return
+            self._note_released(context.id)
+        known = context.release()
+        for incarnation in known:
+            if incarnation not in (told_by, self.port.incarnation):
+                self._tell(incarnation, context.id, RETRY_SECONDS)
+
+    def _note_released(self, context_id: int) -> None:
+        self._released[context_id] = None
+        if len(self._released) > RELEASED_KEPT:
+            del self._released[next(iter(self._released))]
+
+    def _tell(self, to: int, context_id: int, delay: float) -> None:
+        """Again and again, until it is answered or the other is gone."""
+        if self._closed or not self.port.is_member(to):
+            return
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                longer = min(2 * delay, LONGEST_RETRY_SECONDS)
+                self.port.call_later(delay, partial(self._tell, to, context_id, longer))
+
+        self.port.cleanup(to, context_id, done)
+
+    # -- backward -----------------------------------------------------------------------------------------
+
+    def backward(self, context_id: int, roots: list[torch.Tensor], retain_graph: bool) -> None:
+        """Run a backward pass and wait for its end on all workers."""
+        context = self.retrieve(context_id)
+        grads = root_gradients(roots)
+        edges = Send(ROOTS, self.port.incarnation, roots)
+        running = Pass(context, self.port, next(self._pass_ids), retain_graph, edges.next_functions)
+        context.begin_pass(running)
+        ended = threading.Event()
+        errors: list[BaseException] = []
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                errors.append(error)
+            ended.set()
+
+        try:
+            self._arrive(context, running, Arrival(ROOTS, grads, done))
+            self.port.wait(ended)
+        finally:
+            context.end_pass(running)
+        if errors:
+            raise errors[0]
+
+    def on_propagation(self, head: Head, grads: list[torch.Tensor | None], done: Done) -> None:
+        """BACKWARD_AUTOGRAD_REQ; `done` is called when the answer is due. Raises as `retrieve` does."""
+        context = self.retrieve(head.context_id)
+        with self._lock:  # of the messages of a pass, one begins it
+            running = context.current_pass
+            if running is None or running.id != head.pass_id:
+                running = Pass(context, self.port, head.pass_id, head.retain_graph)
+                context.begin_pass(running)
+        self._arrive(context, running, Arrival(head.message_id, grads, done))
+
+    def _arrive(self, context: DistAutogradContext, running: Pass, arrival: Arrival) -> None:
+        outer = self.thread.context
+        self.thread.context = context  # for hooks and custom functions
+        try:
+            running.arrive(arrival)
+        finally:
+            self.thread.context = outer
+        if running.finished:
+            context.end_pass(running)
+
+    # -- for those who look -------------------------------------------------------------------------------
+
+    def max_id(self) -> int:
+        """Of a context made here, torch's `_get_max_id`."""
+        return (self.port.worker_id << COUNTER_BITS) | (1 << COUNTER_BITS) - 1
+
+    def debug_info(self) -> dict[str, str]:
+        with self._lock:
+            contexts = list(self._contexts.values())
+        passes = sum(context.current_pass is not None for context in contexts)
+        return {"num_autograd_contexts": str(len(contexts)), "num_current_backward_passes": str(passes)}
+
+
+def root_gradients(roots: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Ones. Raises `RuntimeError`, in torch's words, for what cannot be a root."""
+    if not roots:
+        raise RuntimeError("No tensors provided for gradient computation.")
+    for root in roots:
+        if not root.requires_grad:
+            raise RuntimeError("requires_grad not set on root")
+        if root.numel() != 1:
+            raise RuntimeError(f"{_name(root)} is not a scalar, all roots need to be scalar")
+        if root.grad_fn is None:
+            raise RuntimeError(f"{_name(root)} does not have a valid gradient function.")
+    return [torch.ones_like(root) for root in roots]
+
+
+def _name(root: torch.Tensor) -> str:
+    return f"a root of shape {tuple(root.shape)}"

@@ -1,0 +1,120 @@
+"""One autograd context at one worker: what of its graph crosses to others, and the gradients it collects."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rpcgroup.autograd.functions import RecvInfo, Send, attach_recv
+from rpcgroup.autograd.gradients import accumulate
+from rpcgroup.autograd.messages import COUNTER_BITS
+
+if TYPE_CHECKING:
+    from rpcgroup.autograd.engine import Pass
+
+__all__ = ["DistAutogradContext"]
+
+
+class DistAutogradContext:
+    """Made by its creator's `context()`, elsewhere by the first message of it. Thread-safe.
+
+    `lock` guards everything that changes.
+    """
+
+    def __init__(self, context_id: int, creator: int | None) -> None:
+        """`creator` is the incarnation of the worker that made it, None where that is no member."""
+        self.id = context_id
+        self.creator = creator
+        self.lock = threading.Lock()
+        self.released = False
+        self.known: dict[int, int] = {}
+        """Worker ids by incarnation: whom this worker has sent a message of the context."""
+        self.introducers: set[int] = set()
+        """Incarnations of those who have sent one here, and will tell of the release."""
+        self.sends: dict[int, Send] = {}
+        self.recvs: dict[int, Any] = {}
+        self.grads: dict[torch.Tensor, torch.Tensor] = {}
+        self.current_pass: Pass | None = None
+        self._latest: dict[int, int] = {}
+        """The latest pass of each worker that has called `backward`, by worker id."""
+
+    def add_send(
+        self, message_id: int, to: int, worker_id: int | None, tensors: Sequence[torch.Tensor]
+    ) -> bool:
+        """A message of this context is about to go; false where the context has been released.
+
+        `worker_id` is None for an answer: who asked knows the context already.
+        """
+        send = Send(message_id, to, tensors) if tensors else None
+        with self.lock:
+            if self.released:
+                return False
+            if worker_id is not None:
+                self.known[to] = worker_id
+            if send is not None:
+                self.sends[message_id] = send
+        return True
+
+    def drop_send(self, message_id: int) -> None:
+        """The message could not be sent."""
+        with self.lock:
+            self.sends.pop(message_id, None)
+
+    def add_recv(self, message_id: int, sender: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The received tensors with their place in the graph."""
+        node, attached = attach_recv(RecvInfo(self.id, message_id, sender), tensors)
+        with self.lock:
+            if not self.released:
+                self.recvs[message_id] = node
+        return attached
+
+    def accumulate(self, leaf: torch.Tensor, grad: torch.Tensor) -> None:
+        with self.lock:
+            if not self.released:
+                self.grads[leaf] = accumulate(self.grads.get(leaf), grad)
+
+    def begin_pass(self, running: Pass) -> None:
+        """It takes the place of any before it. Raises `RuntimeError` where a later one of its caller has begun."""
+        caller = running.id >> COUNTER_BITS
+        with self.lock:
+            if running.id < self._latest.get(caller, 0):
+                raise RuntimeError(f"the gradients belong to an earlier backward pass of context {self.id}")
+            self._latest[caller] = running.id
+            self.current_pass = running
+
+    def end_pass(self, ended: Pass) -> None:
+        with self.lock:
+            if self.current_pass is ended:
+                self.current_pass = None
+
+    def gradients(self) -> dict[torch.Tensor, torch.Tensor]:
+        with self.lock:
+            return dict(self.grads)
+
+    def release(self) -> dict[int, int]:
+        """Let everything go; returns those to be told. Idempotent."""
+        with self.lock:
+            known = self.known
+            self.released = True
+            self.known, self.sends, self.recvs, self.grads = {}, {}, {}, {}
+            self.current_pass = None
+        return known
+
+    # As torch names them.
+    def _context_id(self) -> int:
+        return self.id
+
+    def _known_worker_ids(self) -> set[int]:
+        with self.lock:
+            return set(self.known.values())
+
+    def _send_functions(self) -> dict[int, Send]:
+        with self.lock:
+            return dict(self.sends)
+
+    def _recv_functions(self) -> dict[int, Any]:
+        with self.lock:
+            return dict(self.recvs)

@@ -1,0 +1,87 @@
+"""Where a graph crosses to another worker: `Send` at the sender of a tensor, `Recv` at its receiver.
+
+A `Recv` is a node of torch's graph, of which each received tensor is an output. A `Send` is none: it only knows
+the edges that the gradients of its tensors enter by. Their names are those of torch's C++ nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch.autograd.graph import get_gradient_edge
+
+__all__ = ["Recv", "RecvInfo", "Send", "attach_recv", "is_recv"]
+
+
+class Send:
+    """The tensors of one message that require grad, in order."""
+
+    __slots__ = ("_owners", "edges", "message_id", "next_functions", "to")
+
+    def __init__(self, message_id: int, to: int, tensors: Sequence[torch.Tensor]) -> None:
+        """`to` is the receiver's incarnation."""
+        self.message_id = message_id
+        self.to = to
+        self.edges = [get_gradient_edge(tensor) for tensor in tensors]
+        self._owners = [_owner(tensor) for tensor in tensors]
+        self.next_functions = tuple((edge.node, edge.output_nr) for edge in self.edges)
+
+    def name(self) -> str:
+        return "torch::distributed::autograd::SendRpcBackward"
+
+
+def _owner(tensor: torch.Tensor) -> Any:
+    """What keeps the graph of `tensor` alive, and not its data.
+
+    The Python object of a custom function's node does not; a newer torch's edges bring such an owner along.
+    """
+    if isinstance(tensor.grad_fn, torch._C._FunctionBase):
+        with torch.enable_grad():
+            return tensor.view_as(tensor).grad_fn
+    return None
+
+
+class RecvInfo(NamedTuple):
+    """What a `Recv` node knows: where its gradients go."""
+
+    context_id: int
+    message_id: int
+    sender: int
+    """Incarnation of the worker that has the matching `Send`."""
+
+
+class Recv(torch.autograd.Function):
+    """Gives the received tensors a place in the graph. Its backward is never run: a pass ends there."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, info: RecvInfo, tensors: list[torch.Tensor]) -> Any:
+        ctx.info = info
+        return tuple(tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"backward() reached a tensor that came from another worker, in autograd context {ctx.info.context_id}: "
+            "call the backward of distributed autograd, with that context id"
+        )
+
+
+Recv._backward_cls.__name__ = "torch::distributed::autograd::RecvRpcBackward"
+_RECV_NODE: Final[type] = Recv._backward_cls
+
+
+def attach_recv(info: RecvInfo, tensors: Sequence[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
+    """The node, and the tensors as its outputs."""
+    # Makes the outputs require grad; the node is the end of every walk, so it is never looked at again.
+    anchor = torch.zeros((), requires_grad=True)
+    # Detached: what was decoded may be a view, and an output that is one could not be changed in place.
+    plain = [tensor.detach() for tensor in tensors]
+    with torch.enable_grad():
+        outputs = Recv.apply(anchor, info, plain)
+    return outputs[0].grad_fn, list(outputs)
+
+
+def is_recv(node: Any) -> bool:
+    return isinstance(node, _RECV_NODE)
