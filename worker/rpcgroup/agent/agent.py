@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from rpcgroup import futures
+from rpcgroup.agent import profiling
 from rpcgroup.agent.autograd_port import AutogradPort
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.call_future import CallFuture
@@ -24,6 +25,10 @@ from rpcgroup.agent.options import AgentOptions
 from rpcgroup.agent.peer import Peer
 from rpcgroup.agent.pool import Pool
 from rpcgroup.agent.reactor import Reactor
+from rpcgroup.agent.recording import current as current_recording
+from rpcgroup.agent.recording import install as install_recording
+from rpcgroup.agent.recording import recordings
+from rpcgroup.agent.recording import uninstall as uninstall_recording
 from rpcgroup.agent.reference_port import ReferencePort
 from rpcgroup.agent.session import Session
 from rpcgroup.autograd.container import Container, CurrentContext
@@ -101,6 +106,8 @@ class Agent:
         """Leaving: calls that arrive are answered with `DrainedError`."""
         self.on_unreachable: Callable[[str, int], None] = lambda name, incarnation: None
         self.on_reachable: Callable[[str, int], None] = lambda name, incarnation: None
+        self.on_unknown: Callable[[], None] = lambda: None
+        """Before a name counts as unknown: there may be news of it."""
         self.on_refused: Callable[[str, int], None] = lambda name, incarnation: None
         self.codec = Codec(RRef)
         self.receive_pool = ReceivePool()
@@ -143,6 +150,7 @@ class Agent:
         self.references = RRefContext(ReferencePort(self))
         self.autograd = Container(AutogradPort(self), self.thread)
         self._started = True
+        install_recording()
         _agents.add(self)
         futures.before_blocking.append(self.reactor.step_aside)
         self.monitor.start()
@@ -160,6 +168,8 @@ class Agent:
         timeout: float = UNSET_TIMEOUT,
     ) -> Any:
         """Call and wait; raises what the function raised, or why it could not be called."""
+        if recordings and (recording := current_recording()) is not None:
+            return profiling.rpc_sync(recording, self, to, function, args, kwargs, timeout)
         link = self._ready.get(to) or self._link(to)
         if timeout == UNSET_TIMEOUT:
             timeout = self.options.rpc_timeout
@@ -174,6 +184,8 @@ class Agent:
         timeout: float = UNSET_TIMEOUT,
     ) -> Future[Any]:
         """Call; the future's `wait` gives what `rpc_sync` would."""
+        if recordings and (recording := current_recording()) is not None:
+            return profiling.rpc_async(recording, self, to, function, args, kwargs, timeout)
         link = self._ready.get(to) or self._link(to)
         if timeout == UNSET_TIMEOUT:
             timeout = self.options.rpc_timeout
@@ -193,6 +205,8 @@ class Agent:
 
         A `timeout` that is given bounds the function; the default one bounds the creation of the reference only.
         """
+        if recordings and (recording := current_recording()) is not None:
+            return profiling.remote(recording, self, to, function, args, kwargs, timeout)
         link = self._ready.get(to) or self._link(to)
         bounds_function = timeout != UNSET_TIMEOUT
         if not bounds_function:
@@ -228,7 +242,11 @@ class Agent:
             )
         if os.getpid() != self._pid:
             raise NotInitializedError("this process was forked from a worker and has no RPC of its own")
-        peer = self._peers.get(to.name if isinstance(to, WorkerInfo | MemberRecord) else to)
+        key = to.name if isinstance(to, WorkerInfo | MemberRecord) else to
+        peer = self._peers.get(key)
+        if peer is None:
+            self.on_unknown()
+            peer = self._peers.get(key)
         if peer is None:
             self._refuse_departed(to)
             names = sorted(p.name for key, p in list(self._peers.items()) if isinstance(key, str))
@@ -466,6 +484,7 @@ class Agent:
             session.close()
         if not self._started:
             return
+        uninstall_recording()
         if self.references is not None:
             self.references.close()
             self.autograd.close()
