@@ -39,7 +39,7 @@ def as_device_map(device_map: Mapping[Device, Device]) -> DeviceMap:
     """The map in torch's devices; raises `ValueError` where two devices map to one."""
     result: DeviceMap = {}
     sources: DeviceMap = {}
-    for source, target in ((torch.device(k), torch.device(v)) for k, v in device_map.items()):
+    for source, target in ((_as_device(k), _as_device(v)) for k, v in device_map.items()):
         if target in sources:
             raise ValueError(
                 "`device_map` only supports 1-to-1 mapping, trying to map "
@@ -52,7 +52,7 @@ def as_device_map(device_map: Mapping[Device, Device]) -> DeviceMap:
 
 def as_devices(devices: Iterable[Device]) -> list[torch.device]:
     """A worker's own devices; raises `ValueError` for one that is not of the accelerator's type."""
-    result = [torch.device(device) for device in devices]
+    result = [_as_device(device) for device in devices]
     for device in result:
         if device.type != accelerator_type():
             raise ValueError(
@@ -60,6 +60,12 @@ def as_devices(devices: Iterable[Device]) -> list[torch.device]:
                 f"device type {device.type}."
             )
     return result
+
+
+def _as_device(device: Device) -> torch.device:
+    if isinstance(device, int) and device >= 0:
+        return torch.device(accelerator_type(), device)  # torch 2.6 takes no number where there is none
+    return torch.device(device)
 
 
 def accelerator_type() -> str:
