@@ -1,23 +1,13 @@
-"""`torch.distributed.autograd`."""
+"""`torch.distributed.autograd`: ours under torch's name."""
 
 from __future__ import annotations
 
-from typing import Any
+from rpcgroup.autograd import (
+    DistAutogradContext,
+    backward,
+    context,
+    get_gradients,
+    is_available,
+)
 
-__all__ = ["context", "is_available"]
-
-
-def is_available() -> bool:
-    return True
-
-
-def _init(worker_id: int) -> None:
-    pass
-
-
-def _get_debug_info() -> dict[str, Any]:
-    return {}
-
-
-class context:
-    pass
+__all__ = ["DistAutogradContext", "backward", "context", "get_gradients", "is_available"]
