@@ -79,6 +79,7 @@ class Group:
         agent.on_unreachable = self._unreachable
         agent.on_reachable = self._reachable
         agent.on_refused = self._refused
+        agent.on_unknown = self._refresh
 
     def join(self, record: MemberRecord, timeout: float = JOIN_TIMEOUT) -> None:
         """Enter; raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`, having left nothing behind."""
@@ -121,6 +122,7 @@ class Group:
 
     def members(self, role: str | None = None) -> list[MemberRecord]:
         """Who is here now, by id; with `role` only those of it."""
+        self._refresh()
         with self._lock:
             members = list(self._tracker.members.values())
         return sorted((m for m in members if role is None or m.role == role), key=lambda m: m.id)
@@ -260,6 +262,12 @@ class Group:
             self._changed.notify_all()
         for changes in subscribers:
             changes.end()
+
+    def _refresh(self) -> None:
+        try:
+            self._rendezvous.refresh()
+        except RendezvousError as exc:
+            _log.debug("the rendezvous was not asked for news: %s", exc)
 
     def _update_state(self, state: MemberState) -> None:
         if self._record is None or self._record.state is state or self.is_static:

@@ -15,6 +15,7 @@ from rpcgroup.environment import Environment, has_secret, own_address, read_secr
 from rpcgroup.errors import GroupError
 from rpcgroup.membership.rendezvous import Rendezvous
 from rpcgroup.membership.store.client import Store, StoreClient
+from rpcgroup.membership.store.dynamic import DynamicRendezvous
 from rpcgroup.membership.store.identity import group_identity, group_secret
 from rpcgroup.membership.store.static import StaticRendezvous
 from rpcgroup.membership.url import open_rendezvous, parse_rendezvous_url
@@ -96,10 +97,8 @@ def _meet_at_url(url: str, rank: int) -> Meeting:
 def _meet_over_store(store: Store, rank: int, world_size: int | None) -> Meeting:
     served_at = store_host(store)
     client = StoreClient(prefixed(store, world_size))
-    if world_size is None:
-        raise GroupError("dynamic groups over a store: not yet")
     return Meeting(
-        StaticRendezvous(client, world_size),
+        DynamicRendezvous(client) if world_size is None else StaticRendezvous(client, world_size),
         rank,
         world_size,
         group=lambda: f"c10d/{group_identity(client)}",

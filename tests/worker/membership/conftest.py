@@ -3,14 +3,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed
 
 from rpcgroup.local.etcd_server import EtcdServer
+from rpcgroup.membership.store.client import Store
 from rpcgroup.testing.etcd import etcd_server, etcd_url
-from rpcgroup.testing.rendezvous import EtcdPlace, MemoryPlace, Place, RecordingListener
+from rpcgroup.testing.rendezvous import EtcdPlace, MemoryPlace, Place, RecordingListener, StorePlace
 
 __all__ = ["etcd_server", "etcd_url"]
+
+dist: Any = torch.distributed  # its stub exports nothing of this
 
 
 @pytest.fixture
@@ -21,6 +26,29 @@ def listener() -> RecordingListener:
 @pytest.fixture
 def listeners() -> Callable[[int], list[RecordingListener]]:
     return lambda count: [RecordingListener() for _ in range(count)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tcp_store_warmed_up() -> None:
+    """The first one in a process opens a pipe of libuv that lives as long as the process."""
+    dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def connector(stack: ExitStack, kind: str, folder: Path) -> Callable[[str], Store]:
+    """Opens the stores of groups, each time for another of its members."""
+    if kind == "file":
+        return lambda group: dist.FileStore(str(folder / group), -1)
+    if kind == "hash":
+        hashed = dist.HashStore()
+        return lambda group: dist.PrefixStore(group, hashed)
+    server = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
+    stack.callback(server.clear)  # which ends it
+
+    def connect(group: str) -> Store:
+        client = dist.TCPStore("127.0.0.1", server[0].port, is_master=False, wait_for_workers=False)
+        return dist.PrefixStore(group, client)
+
+    return connect
 
 
 @pytest.fixture
@@ -37,13 +65,21 @@ def own_place(own_etcd: EtcdServer) -> Iterator[EtcdPlace]:
         yield EtcdPlace(stack, own_etcd, lease_ttl=2)
 
 
-@pytest.fixture(params=["memory", "etcd"])
-def place(request: pytest.FixtureRequest, etcd_server: EtcdServer) -> Iterator[Place]:
+NOT_OVER_A_STORE = ("test_stats_of_all_and_gone_with_the_lease", "test_a_value_watch_tells")
+"""What has no meaning there: nobody outside could read stats, and a store tells of no change."""
+
+
+@pytest.fixture(params=["memory", "hash", "file", "tcp", "etcd"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with ExitStack() as stack:
         if request.param == "memory":
             yield MemoryPlace(stack)
+        elif request.param == "etcd":
+            yield EtcdPlace(stack, request.getfixturevalue("etcd_server"))
+        elif request.node.name.startswith(NOT_OVER_A_STORE):
+            pytest.skip("a c10d store has no stats and no watch")
         else:
-            yield EtcdPlace(stack, etcd_server)
+            yield StorePlace(stack, connector(stack, request.param, tmp_path))
 
 
 @pytest.fixture(params=["memory", "etcd"])

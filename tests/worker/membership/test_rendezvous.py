@@ -285,7 +285,7 @@ def test_leaving_is_a_farewell(place: Place, listeners: Listeners) -> None:
     seat.put_stats(b"{}")
     seat.leave(TIMEOUT)
     seat.leave(TIMEOUT)
-    first.wait_for_names("w0")
+    first.wait(lambda me: me.gone("w1"))
     assert first.story("w1") == ["+w1:joining", "+w1:leaving", "-w1:leaving"]
     assert place.open().stats() == {}
 
@@ -540,5 +540,5 @@ def test_a_removed_record_shows_its_last_content(place: Place, listeners: Listen
     last = crashed.update(state=MemberState.READY)
     crashed.close()
     place.expire("w1")
-    first.wait_for_names("w0")
+    first.wait(lambda me: me.gone("w1"))
     assert first.events[-1] == RecordGone(last)

@@ -236,6 +236,9 @@ class MemoryRendezvous:
         with self._there() as group:
             return group.view()
 
+    def refresh(self) -> None:
+        """Everything is told at once."""
+
     def request_drain(self, name: str, request: DrainRequest) -> None:
         with self._there() as group:
             if name not in group.members:

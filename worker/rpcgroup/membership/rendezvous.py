@@ -1,7 +1,8 @@
 """What a worker knows of its group, and the interface of the places where workers meet.
 
 One interface, one conformance suite (`tests/worker/membership/test_rendezvous.py`), several implementations:
-`memory` (one process), `etcd` (everything else). `membership.url.open_rendezvous` opens one by its URL.
+`memory` (one process), `etcd`, and `store`, for groups that meet over a store of `torch.distributed`: there are no
+leases there, no stats, and no watch of values. `membership.url.open_rendezvous` opens the first two by their URL.
 """
 
 from __future__ import annotations
@@ -144,6 +145,10 @@ class Rendezvous(Protocol):
 
     def view(self) -> GroupView:
         """After `join` what the listener was last told, at no cost; before, read from the rendezvous."""
+        ...
+
+    def refresh(self) -> None:
+        """Tell the listener what it could know by now: for a place that has to be looked at. Others tell at once."""
         ...
 
     def request_drain(self, name: str, request: DrainRequest) -> None:

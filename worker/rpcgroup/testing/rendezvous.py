@@ -23,11 +23,15 @@ from rpcgroup.membership.rendezvous import (
     RecordPut,
     Rendezvous,
 )
+from rpcgroup.membership.store.client import Store, StoreClient
+from rpcgroup.membership.store.dynamic import DynamicRendezvous
 from rpcgroup.membership.url import open_rendezvous, parse_rendezvous_url
 
-__all__ = ["EtcdPlace", "MemoryPlace", "Place", "RecordingListener"]
+__all__ = ["EtcdPlace", "MemoryPlace", "Place", "RecordingListener", "StorePlace"]
 
 WAIT_SECONDS = 20.0
+LOOK_INTERVAL = 0.01
+"""Seconds: how soon a seat over a store sees what others have done."""
 
 _groups = itertools.count()
 
@@ -125,6 +129,34 @@ class MemoryPlace:
 
     def outage(self) -> AbstractContextManager[object]:
         return self._group.outage()
+
+
+class StorePlace:
+    """A dynamic group over a store: `connect` opens that of the group it is given. There are no leases: `expire` is
+    what a member does that finds another dead.
+    """
+
+    def __init__(self, stack: ExitStack, connect: Callable[[str], Store]) -> None:
+        self._stack = stack
+        self._connect = connect
+        self._group = f"place-{next(_groups)}"
+
+    def open(self) -> Rendezvous:
+        seat = DynamicRendezvous(StoreClient(self._connect(self._group)), LOOK_INTERVAL)
+        self._stack.callback(seat.close)
+        return seat
+
+    def another(self) -> StorePlace:
+        return StorePlace(self._stack, self._connect)
+
+    def expire(self, name: str) -> None:
+        seat = self.open()
+        member = seat.view().members.get(name)
+        if member is not None:
+            seat.suspect(member)
+
+    def outage(self) -> AbstractContextManager[object]:
+        raise NotImplementedError("a store that is away does not come back")
 
 
 class EtcdPlace:

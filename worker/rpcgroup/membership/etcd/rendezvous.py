@@ -90,6 +90,9 @@ class EtcdRendezvous:
         book.replace(answer.kvs, answer.header.revision)
         return book.view
 
+    def refresh(self) -> None:
+        """Everything is told at once."""
+
     def request_drain(self, name: str, request: DrainRequest) -> None:
         self._administrator.drain(self._keys, name, request)
 
