@@ -17,6 +17,7 @@ import torch
 from rpcgroup.agent.autograd_port import ForwardedSession
 from rpcgroup.agent.link import KEYWORDS
 from rpcgroup.agent.monitor import TICK
+from rpcgroup.agent.serving import run_served, servings
 from rpcgroup.agent.session import Function, Session
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.messages import head_of, read_head, unwrap
@@ -160,6 +161,8 @@ class Invocation:
     ) -> None:
         call = function.call
         assert call is not None
+        if servings:
+            call = partial(run_served, call)
         try:
             if session.context is not None:
                 result = self._call_within(session.context, call, args, kwargs)
@@ -284,10 +287,11 @@ class Invocation:
         def run() -> None:
             try:
                 assert function.call is not None
+                call = partial(run_served, function.call) if servings else function.call
                 if session.context is not None:
-                    value = self._call_within(session.context, function.call, args, kwargs)
+                    value = self._call_within(session.context, call, args, kwargs)
                 else:
-                    value = function.call(*args, **(kwargs or {}))
+                    value = call(*args, **(kwargs or {}))
                 self.served += 1
                 if type(value) is AsyncResult:
                     value.future.add_done_callback(own_result)

@@ -57,6 +57,7 @@ from rpcgroup.compat.rpc.constants import DEFAULT_INIT_METHOD as _DEFAULT_INIT_M
 from rpcgroup.compat.rpc.constants import DEFAULT_NUM_WORKER_THREADS as _DEFAULT_NUM_WORKER_THREADS
 from rpcgroup.compat.rpc.constants import DEFAULT_RPC_TIMEOUT_SEC as _DEFAULT_RPC_TIMEOUT_SEC
 from rpcgroup.compat.rpc.constants import UNSET_RPC_TIMEOUT as _UNSET_RPC_TIMEOUT
+from rpcgroup.compat.rpc.server_process_global_profiler import _server_process_global_profile
 from rpcgroup.environment import Environment
 from rpcgroup.errors import GroupError
 from rpcgroup.group import Group
