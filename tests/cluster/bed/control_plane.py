@@ -74,6 +74,17 @@ class ControlPlane:
     ) -> None:
         self.stop()
 
+    def restart_api_server(self, *clients: Program) -> None:
+        """After a kill; `clients` are other programs that watch it, beside the control plane's own.
+
+        Those are restarted as well. Each would find its way back, but client-go waits up to a minute between two
+        tries, and again where the first answer is that rights are not read yet: no pod would start for so long.
+        """
+        self.api_server.start()
+        for program in (self.controller_manager, self.scheduler, *clients):
+            program.stop()
+            program.start()
+
     def program(self, name: str, *arguments: str, health: str, env: dict[str, str] | None = None) -> Program:
         """One of the built programs, ready when the URL `health` answers."""
         command = [str(self.programs / name), *arguments]

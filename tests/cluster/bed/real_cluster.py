@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -16,7 +16,7 @@ from tests.cluster.bed.access import Access
 from tests.cluster.bed.condition import describe
 from tests.cluster.bed.namespaces import first_process
 from tests.cluster.bed.process import Program, StartError, answers
-from tests.cluster.bed.real_node import check_requirements, import_command
+from tests.cluster.bed.real_node import NODE, check_requirements, import_command
 from tests.cluster.bed.serve import API_SERVER_DOWN, API_SERVER_UP, READY
 
 __all__ = ["RealCluster", "inside"]
@@ -59,14 +59,16 @@ class RealCluster:
 
     @contextlib.contextmanager
     def without_api_server(self) -> Iterator[None]:
-        """It is killed; after the block it is started again with its data, and answers when this returns."""
+        """It is killed; after the block it is started again with its data, and so are those that
+        watch it; the node is Ready when this returns."""
         self._server.send(API_SERVER_DOWN)
-        self._wait_for_api(False)
+        self._wait("the API server still answers", lambda: not answers(f"{self.access.server}/readyz"))
         try:
             yield
         finally:
             self._server.send(API_SERVER_UP)
-            self._wait_for_api(True)
+            self._wait("the cluster does not run again", (self._folder / READY).exists)
+            self.access.kubectl("wait", "--for=condition=Ready", "--timeout=55s", f"node/{NODE}")
 
     def describe(self) -> str:
         """How it is, for somebody who wants to know why something does not work."""
@@ -81,11 +83,11 @@ class RealCluster:
         assert self._server.pid
         return inside(self._server.pid, *command)
 
-    def _wait_for_api(self, wanted: bool) -> None:
+    def _wait(self, complaint: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + UP_SECONDS
-        while answers(f"{self.access.server}/readyz") is not wanted:
+        while not condition():
             if time.monotonic() > deadline:
-                raise StartError(f"the API server {'does not answer' if wanted else 'still answers'}")
+                raise StartError(complaint)
             time.sleep(POLL_SECONDS)
 
     def __enter__(self) -> RealCluster:

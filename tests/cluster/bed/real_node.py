@@ -135,6 +135,11 @@ class RealNode:
             self._plane.access.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"node/{NODE}")
             undo.pop_all()
 
+    @property
+    def clients(self) -> Sequence[Program]:
+        """Those that watch the API server. The containers live on while they are restarted."""
+        return self.kubelet, *self._others
+
     def stop(self) -> None:
         """The containers end with the namespaces."""
         for program in reversed((self.containerd, self.kubelet, *self._others)):

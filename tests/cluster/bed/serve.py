@@ -15,7 +15,7 @@ from tests.cluster.bed.control_plane import ControlPlane
 from tests.cluster.bed.forward import forward
 from tests.cluster.bed.host_python import write_host_image
 from tests.cluster.bed.namespaces import run_inside
-from tests.cluster.bed.process import free_port
+from tests.cluster.bed.process import Program, free_port
 from tests.cluster.bed.real_node import ADDRESS, RealNode, prepare_machine
 from tests.cluster.bed.simulated_nodes import SimulatedNodes
 
@@ -24,13 +24,13 @@ __all__ = ["API_SERVER_DOWN", "API_SERVER_UP", "HOLDER", "READY", "serve", "serv
 HOLDER: Final = "holder"
 """In the cluster's folder: the id of the process that holds it."""
 READY: Final = "ready"
-"""There when all of the cluster runs."""
+"""There while all of the cluster runs."""
 
 # Signals to the holder.
 API_SERVER_DOWN: Final = signal.SIGUSR1
 """Kill the API server."""
 API_SERVER_UP: Final = signal.SIGUSR2
-"""Start it again, with what it had stored."""
+"""Start it again, with what it had stored, and then those that watch it."""
 END: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -59,9 +59,9 @@ def serve_real(folder: Path, programs: Path) -> int:
         forward(listener, port)
         image = folder / "host.tar"
         write_host_image(image)
-        with ControlPlane(folder, programs, port, ADDRESS) as plane, RealNode(plane, group, [image]):
+        with ControlPlane(folder, programs, port, ADDRESS) as plane, RealNode(plane, group, [image]) as node:
             (folder / READY).touch()
-            _obey(orders, plane)
+            _obey(orders, plane, *node.clients)
 
     (folder / HOLDER).write_text(str(os.getpid()))
     port = free_port()
@@ -77,10 +77,12 @@ def _orders() -> SimpleQueue[int]:
     return orders
 
 
-def _obey(orders: SimpleQueue[int], plane: ControlPlane) -> None:
-    """Until one says END."""
+def _obey(orders: SimpleQueue[int], plane: ControlPlane, *clients: Program) -> None:
+    """Until one says END. `clients` watch the API server."""
     while (order := orders.get()) not in END:
         if order == API_SERVER_DOWN:
+            (plane.folder / READY).unlink()
             plane.api_server.kill()
         else:
-            plane.api_server.start()
+            plane.restart_api_server(*clients)
+            (plane.folder / READY).touch()
