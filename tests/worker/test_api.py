@@ -67,7 +67,7 @@ def test_before_and_after(url: str) -> None:
     )
     for turn in range(3):
         for use in uses:
-            with pytest.raises(NotInitializedError, match="RPC has not been initialized"):
+            with pytest.raises(NotInitializedError, match=r"not been initialized|agent is not set"):
                 use()  # type: ignore[no-untyped-call]
         group = rpc.init_rpc("w0", init_method=url)
         assert group.name == "w0"
@@ -96,6 +96,20 @@ def test_torchs_static_group_by_rank(url: str) -> None:
     group = rpc.init_rpc("w0", rank=0, world_size=1, init_method=url)
     assert group.me.id == 0
     assert rpc.rpc_sync(0, echo, (1,)) == 1
+
+
+def test_a_pods_worker_keeps_its_name_whatever_the_program_calls_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(contract.ENV_RENDEZVOUS, url)
+    monkeypatch.setenv(contract.ENV_NAME, "g-worker-0")
+    monkeypatch.setenv(contract.ENV_POD_NAME, "g-worker-0")
+    group = rpc.init_rpc("trainer0", rank=0)
+    assert (group.me.name, group.me.called) == ("g-worker-0", "trainer0")
+    assert rpc.get_worker_info() == rpc.get_worker_info("trainer0") == rpc.get_worker_info("g-worker-0")
+    assert rpc.get_worker_info().name == rpc.RRef(1).owner_name() == rpc.RRef(1).owner().name == "trainer0"
+    assert rpc.rpc_sync("trainer0", echo, (1,)) == rpc.rpc_sync("g-worker-0", echo, (1,)) == 1
+    assert rpc.remote("trainer0", echo, (2,)).owner_name() == "trainer0"
 
 
 def test_the_environment_says_it_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

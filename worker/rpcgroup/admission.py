@@ -30,6 +30,8 @@ def _check_agreement(mine: MemberRecord, earlier: Sequence[MemberRecord]) -> Non
     for other in earlier:
         if other.id == mine.id and other.name != mine.name:
             raise JoinError(f"{mine.name} cannot join with rank {mine.id}: {other.name} has it already")
+        if other.called == mine.called and other.name != mine.name:
+            raise JoinError(f"{mine.name} cannot join as {mine.called!r}: {other.name} is called so already")
         if _scheme(other) != _scheme(mine):
             raise JoinError(
                 f"{mine.name} listens by {_scheme(mine)}, {other.name} by {_scheme(other)}: all members of a group "

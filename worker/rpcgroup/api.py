@@ -93,14 +93,17 @@ def init_rpc(
                 "init_rpc does not know where the group meets: give init_method='etcd://HOST:PORT/NAMESPACE/GROUP', "
                 "start this program by `rpcgroup run` or in an RPCGroup's pod, or set MASTER_ADDR and MASTER_PORT"
             )
-        name = name or environment.name
-        if not name:
+        known_as = name or environment.name
+        if not known_as:
             raise GroupError("init_rpc needs the worker's name: give name=..., or set RPCGROUP_NAME")
+        # Who runs a pod knows its worker by the name that it gave it, whatever the program calls it.
+        in_pod = store is None and url == environment.rendezvous and environment.pod_name
+        name = environment.name if in_pod and environment.name else known_as
         options = agent_options(backend_options)
         meeting = meet(url, store, rank, world_size or None, options.rpc_timeout)
         try:
             agent = meeting.make_agent(name, environment, options)
-            record = _record(agent, environment, role, meeting.rank, labels or {}, backend_options)
+            record = _record(agent, known_as, environment, role, meeting.rank, labels or {}, backend_options)
             group = Group(agent, meeting.rendezvous, environment.stats_interval, meeting.world_size)
         except BaseException as exc:
             meeting.give_up(name, exc)
@@ -198,7 +201,7 @@ def get_worker_info(worker_name: str | None = None) -> WorkerInfo:
     if worker_name is None:
         return agent.info
     record = agent.peer(worker_name).record
-    return WorkerInfo(record.name, record.id, record.incarnation)
+    return WorkerInfo(record.called, record.id, record.incarnation)
 
 
 def on_drain(callback: Callable[[DrainRequest], None]) -> None:
@@ -223,6 +226,7 @@ def _not_initialized() -> NotInitializedError:
 
 def _record(
     agent: Agent,
+    known_as: str,
     environment: Environment,
     role: str | None,
     rank: int,
@@ -243,6 +247,7 @@ def _record(
         labels=dict(labels),
         pod_name=environment.pod_name,
         pod_uid=environment.pod_uid,
+        known_as="" if known_as == agent.name else known_as,
     )
 
 

@@ -98,7 +98,7 @@ def maps_of(record: MemberRecord) -> dict[str, DeviceMap]:
 def reverse_maps(name: str, records: Iterable[MemberRecord]) -> dict[str, DeviceMap]:
     """For each worker that has a map for `name`: from `name`'s devices back to that worker's."""
     return {
-        record.name: {torch.device(v): torch.device(k) for k, v in record.device_maps[name].items()}
+        record.called: {torch.device(v): torch.device(k) for k, v in record.device_maps[name].items()}
         for record in records
         if name in record.device_maps
     }
@@ -130,7 +130,7 @@ class _Node(NamedTuple):
     @classmethod
     def of(cls, record: MemberRecord) -> _Node:
         return cls(
-            record.name, [torch.device(d) for d in record.devices], record.device_count, maps_of(record)
+            record.called, [torch.device(d) for d in record.devices], record.device_count, maps_of(record)
         )
 
 
@@ -139,7 +139,7 @@ def validate_group(records: Iterable[MemberRecord], *, is_static: bool) -> None:
 
     In a group that is not static a map may name workers that are not there yet.
     """
-    nodes = {record.name: _Node.of(record) for record in records}
+    nodes = {record.called: _Node.of(record) for record in records}
     for node in nodes.values():
         _check_own_devices(node)
     for source in nodes.values():
@@ -155,7 +155,7 @@ def validate_joiner(mine: MemberRecord, earlier: Iterable[MemberRecord]) -> None
     """
     me = _Node.of(mine)
     _check_own_devices(me)
-    nodes = {r.name: _Node.of(r) for r in earlier if r.name in me.maps or me.name in r.device_maps}
+    nodes = {r.called: _Node.of(r) for r in earlier if r.called in me.maps or me.name in r.device_maps}
     nodes[me.name] = me
     for target in me.maps:
         _check_map(me, target, nodes.get(target))

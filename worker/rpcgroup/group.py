@@ -130,7 +130,7 @@ class Group:
     @property
     def reverse_device_maps(self) -> dict[str, DeviceMap]:
         """For each member that has a device map for this worker: from this worker's devices back to that one's."""
-        return reverse_maps(self.name, self.members())
+        return reverse_maps(self.me.called, self.members())
 
     @property
     def devices(self) -> list[torch.device]:

@@ -67,6 +67,11 @@ _agents: weakref.WeakSet[Agent] = weakref.WeakSet()
 """Those of this process, for its forked children to forget."""
 
 
+def _targets(record: MemberRecord) -> tuple[str | int, ...]:
+    """By what users call a member."""
+    return record.name, record.called, record.id
+
+
 def _forget_in_child() -> None:
     for agent in list(_agents):
         agent.forget_in_child()
@@ -145,7 +150,7 @@ class Agent:
     def start(self, record: MemberRecord) -> None:
         """Serve, as the member of that record."""
         self.identity = replace(self.identity, incarnation=record.incarnation)
-        self.info = WorkerInfo(self.name, record.id, record.incarnation)
+        self.info = WorkerInfo(record.called, record.id, record.incarnation)
         self.where = str(self.info)
         self.references = RRefContext(ReferencePort(self))
         self.autograd = Container(AutogradPort(self), self.thread)
@@ -212,7 +217,7 @@ class Agent:
         if not bounds_function:
             timeout = self.options.rpc_timeout
         references = self.references
-        rref, fork = references.begin_remote(link.peer.incarnation, link.peer.name)
+        rref, fork = references.begin_remote(link.peer.incarnation, link.peer.record.called)
         future: CallFuture[Any] = CallFuture.pending()
         rref._future = future
         try:
@@ -289,17 +294,17 @@ class Agent:
             if known.incarnation == record.incarnation:
                 known.record = record
                 return
-            for target in (record.name, known.record.id):
+            for target in _targets(known.record):
                 self._ready.pop(target, None)
             # Not in this thread: it ends calls and sends, and the caller may hold what that needs.
             why = f"was replaced by its incarnation {record.incarnation}"
             self.chores.submit(partial(self.remove_member, known.record, why))
         self.newest_incarnation = max(self.newest_incarnation, record.incarnation)
         peer = Peer(self, record)
-        self._departed.pop(record.name, None)
-        self._departed.pop(record.id, None)
-        for key in (record.name, record.id, ("incarnation", record.incarnation)):
-            self._peers[key] = peer
+        for target in _targets(record):
+            self._departed.pop(target, None)
+            self._peers[target] = peer
+        self._peers["incarnation", record.incarnation] = peer
 
     def remove_member(self, record: MemberRecord, why: str, in_order: bool = False) -> None:
         """It left (`in_order`) or died: pending and later calls fail, and what it held is reclaimed."""
@@ -307,11 +312,11 @@ class Agent:
         if peer is None:
             return
         if self._peers.get(record.name) is peer:
-            for key in (record.name, record.id):
+            for key in _targets(record):
                 self._departed[key] = in_order, f"{record.name} {why}", time.monotonic()
             while len(self._departed) > DEPARTED_KEPT:
                 del self._departed[next(iter(self._departed))]
-        for key in (record.name, record.id):
+        for key in _targets(record):
             if self._peers.get(key) is peer:
                 del self._peers[key]
         peer.leave(why)

@@ -28,7 +28,7 @@ class ReferencePort:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self.incarnation = agent.identity.incarnation
-        self.name = agent.name
+        self.name = agent.info.name
 
     @property
     def rpc_timeout(self) -> float:
@@ -105,7 +105,7 @@ class ReferencePort:
         peer = self._agent.peer_of(incarnation)
         if peer is None:
             return WorkerInfo(name, incarnation, incarnation)
-        return WorkerInfo(peer.name, peer.record.id, incarnation)
+        return WorkerInfo(peer.record.called, peer.record.id, incarnation)
 
     def worker_id(self, incarnation: int) -> int:
         peer = self._agent.peer_of(incarnation)

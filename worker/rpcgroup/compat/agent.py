@@ -46,10 +46,10 @@ class TensorPipeAgent(RpcAgent):
             record = agent.peer(worker).record
         except UnknownWorkerError as exc:
             raise UnknownWorkerError(f"could not find destination {worker!r}: {exc}") from None
-        return WorkerInfo(record.name, record.id, record.incarnation)
+        return WorkerInfo(record.called, record.id, record.incarnation)
 
     def get_worker_infos(self) -> list[WorkerInfo]:
-        return [WorkerInfo(m.name, m.id, m.incarnation) for m in self.group.members()]
+        return [WorkerInfo(m.called, m.id, m.incarnation) for m in self.group.members()]
 
     # -- what it does -------------------------------------------------------------------------------------
 

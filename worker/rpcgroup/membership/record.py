@@ -38,6 +38,7 @@ class MemberRecord:
     proves, when the outcome of a write is unknown, that a record is mine. `id` is the rank where the user
     gave one, else the incarnation. `address` is what a transport can dial, e.g. `tcp://10.0.0.7:41234`.
     `device_maps` is target worker -> source device -> target device, devices written as torch prints them.
+    `known_as` is what the program calls it where that is not its name: a pod's worker has the pod's name.
     `reason` says why a member leaves, where there is something to say: why it did not fit, for example.
     """
 
@@ -55,12 +56,18 @@ class MemberRecord:
     labels: Mapping[str, str] = field(default_factory=dict)
     pod_name: str = ""
     pod_uid: str = ""
+    known_as: str = ""
     reason: str = ""
     protocol: int = PROTOCOL_VERSION
 
     def __hash__(self) -> int:
         """Of one life of one worker; the maps in it have none."""
         return hash((self.name, self.incarnation))
+
+    @property
+    def called(self) -> str:
+        """What programs call it."""
+        return self.known_as or self.name
 
     def follows(self, other: MemberRecord) -> bool:
         """Of a later pod of the same name: Kubernetes gives a name to one at a time, and the operator evicts the
