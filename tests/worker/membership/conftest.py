@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,14 +42,22 @@ def connector(stack: ExitStack, kind: str, folder: Path) -> Callable[[str], Stor
     if kind == "hash":
         hashed = dist.HashStore()
         return lambda group: dist.PrefixStore(group, hashed)
-    server = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
-    stack.callback(server.clear)  # which ends it
+    opened: list[Any] = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
+    port = opened[0].port
+    stack.callback(opened.clear)  # a store is closed when nobody holds it, and pytest holds on to what fixtures give
 
     def connect(group: str) -> Store:
-        client = dist.TCPStore("127.0.0.1", server[0].port, is_master=False, wait_for_workers=False)
-        return dist.PrefixStore(group, client)
+        client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        opened.append(dist.PrefixStore(group, client))
+        store: Store = weakref.proxy(opened[-1])
+        return store
 
     return connect
+
+
+@pytest.fixture
+def store_connector() -> Callable[[ExitStack, str, Path], Callable[[str], Store]]:
+    return connector
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class StoreClient:
             return self._store.compare_set(key, "", text).decode()
 
     def replace(self, key: str, before: str, text: str) -> bool:
-        """Put `text` in the place of `before`; false where something else stands there."""
+        """Put `text`, which nobody else puts, in the place of `before`; false where something else stands there."""
         with _away(key):
             return self._store.compare_set(key, before, text).decode() == text
 

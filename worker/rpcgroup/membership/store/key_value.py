@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Final
 
 from rpcgroup.errors import RendezvousError
+from rpcgroup.membership.record import new_token
 from rpcgroup.membership.store.client import StoreClient
 
 __all__ = ["StoreKeyValue"]
 
 _DELETED: Final = "-"
-"""In the place of a value: not every store can delete a key."""
+"""Begins what stands in the place of a value: not every store can delete a key."""
 
 
 class StoreKeyValue:
@@ -30,9 +31,9 @@ class StoreKeyValue:
     def delete(self, key: str) -> bool:
         while True:
             text = self._client.read(_path(key))
-            if text is None or text == _DELETED:
+            if text is None or text.startswith(_DELETED):
                 return False
-            if self._client.replace(_path(key), text, _DELETED):
+            if self._client.replace(_path(key), text, _DELETED + new_token()):
                 return True
 
     def watch(self, prefix: str, callback: Callable[[str, bytes | None], None]) -> Callable[[], None]:
@@ -49,4 +50,4 @@ def _encode(value: bytes) -> str:
 
 
 def _decode(text: str | None) -> bytes | None:
-    return None if text is None or text == _DELETED else base64.b64decode(text[1:])
+    return None if text is None or text.startswith(_DELETED) else base64.b64decode(text[1:])
