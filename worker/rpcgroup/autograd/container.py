@@ -170,7 +170,7 @@ class Container:
         """Run a backward pass and wait for its end on all workers."""
         context = self.retrieve(context_id)
         grads = root_gradients(roots)
-        edges = Send(ROOTS, self.port.incarnation, roots)
+        edges = Send(roots)
         running = Pass(context, self.port, next(self._pass_ids), retain_graph, edges.next_functions)
         context.begin_pass(running)
         ended = threading.Event()

@@ -18,29 +18,35 @@ __all__ = ["Recv", "RecvInfo", "Send", "attach_recv", "is_recv"]
 class Send:
     """The tensors of one message that require grad, in order."""
 
-    __slots__ = ("_owners", "edges", "message_id", "next_functions", "to")
+    __slots__ = ("_owners", "next_functions")
 
-    def __init__(self, message_id: int, to: int, tensors: Sequence[torch.Tensor]) -> None:
-        """`to` is the receiver's incarnation."""
-        self.message_id = message_id
-        self.to = to
-        self.edges = [get_gradient_edge(tensor) for tensor in tensors]
-        self._owners = [_owner(tensor) for tensor in tensors]
-        self.next_functions = tuple((edge.node, edge.output_nr) for edge in self.edges)
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.next_functions = tuple(map(_edge, tensors))
+        with torch.enable_grad():
+            self._owners = [_Owner.apply(t) for t in tensors if isinstance(t.grad_fn, torch._C._FunctionBase)]
 
     def name(self) -> str:
         return "torch::distributed::autograd::SendRpcBackward"
 
 
-def _owner(tensor: torch.Tensor) -> Any:
-    """What keeps the graph of `tensor` alive, and not its data.
+def _edge(tensor: torch.Tensor) -> tuple[Any, int]:
+    if tensor.grad_fn is None:
+        return get_gradient_edge(tensor).node, 0
+    return tensor.grad_fn, tensor.output_nr
 
-    The Python object of a custom function's node does not; a newer torch's edges bring such an owner along.
+
+class _Owner(torch.autograd.Function):
+    """A small tensor that keeps the graph of another one alive, and not its data.
+
+    The Python object of a custom function's node does not do that, in older versions of torch.
     """
-    if isinstance(tensor.grad_fn, torch._C._FunctionBase):
-        with torch.enable_grad():
-            return tensor.view_as(tensor).grad_fn
-    return None
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None: ...
 
 
 class RecvInfo(NamedTuple):
