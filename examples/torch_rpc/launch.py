@@ -1,4 +1,4 @@
-"""Start one process for each rank and wait for all of them."""
+"""Run one rank here, or all of them, each in a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ __all__ = ["launch"]
 
 
 def launch(run: Callable[[int, int], None], world_size: int) -> None:
-    """`run(rank, world_size)` in each; where one of them fails, so does this."""
+    """`run(rank, world_size)`: here for the one rank that the environment names, as torchrun and the pods of an
+    RPCGroup do; else in a process for each, and where one of them fails, so does this.
+    """
+    if "RANK" in os.environ:
+        run(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        return
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(free_port()))
     sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from rpcgroup import api
 from rpcgroup.errors import UnknownWorkerError
 from rpcgroup.group import Group
+from rpcgroup.wire.exceptions import exception_text
 from rpcgroup.worker_info import WorkerInfo
 
 __all__ = ["RpcAgent", "TensorPipeAgent"]
@@ -24,18 +26,23 @@ class RpcAgent:
 class TensorPipeAgent(RpcAgent):
     """A `Group`, by the methods of torch's agent. Made by `init_rpc`."""
 
-    def __init__(self, group: Group, store: Any = None, options: Any = None) -> None:
+    def __init__(
+        self, group: Group, store: Any = None, options: Any = None, world_size: int | None = None
+    ) -> None:
+        """Who gives a `world_size` ends together with the others, wherever they meet."""
         self.group = group
         self.store = store
         self._options = options
+        self._world_size = world_size
         self._joined = False
+        group.agent.invocation.on_failure = self._print
         self._gil_profiling = False
 
     # -- who is here --------------------------------------------------------------------------------------
 
     @property
     def is_static_group(self) -> bool:
-        return self.group.is_static
+        return self.group.is_static or bool(self._world_size)
 
     def get_worker_info(self, worker: str | int | None = None) -> WorkerInfo:
         """This worker, or the member of that name or id. Raises `UnknownWorkerError`."""
@@ -91,6 +98,10 @@ class TensorPipeAgent(RpcAgent):
     def _get_device_map(self, worker: WorkerInfo) -> dict[torch.device, torch.device]:
         maps: dict[str, dict[torch.device, torch.device]] = getattr(self._options, "device_maps", {})
         return maps.get(worker.name, {})
+
+    def _print(self, exc: BaseException) -> None:
+        """As torch does, who sees a worker's output sees what has failed there."""
+        print(exception_text(exc, self.group.agent.where), file=sys.stderr)
 
     # -- the end ------------------------------------------------------------------------------------------
 

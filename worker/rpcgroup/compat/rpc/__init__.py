@@ -212,7 +212,7 @@ def _start(
         rpc_backend_options=rpc_backend_options,
     )
     if isinstance(agent, Group):
-        agent = TensorPipeAgent(agent, store, rpc_backend_options)
+        agent = TensorPipeAgent(agent, store, rpc_backend_options, world_size)
     api._init_rpc_states(agent)
 
 
