@@ -97,6 +97,9 @@ class ReferencePort:
         start: Any = {"sync": agent.rpc_sync, "async": agent.rpc_async, "remote": agent.remote}[kind]
         return start(to.name, fn, tuple(args), dict(kwargs), timeout)
 
+    def backward(self, context_id: int, root: Any, retain_graph: bool) -> None:
+        self._agent.autograd.backward(context_id, [root], retain_graph)
+
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         self._agent.reactor.step_aside()
         return event.wait(timeout)

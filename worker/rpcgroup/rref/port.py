@@ -86,6 +86,10 @@ class Port(Protocol):
         """`rpc_sync`, `rpc_async` or `remote` of the group: the result, a future, or an RRef."""
         ...
 
+    def backward(self, context_id: int, root: Any, retain_graph: bool) -> None:
+        """A backward pass of distributed autograd, from a tensor of this worker."""
+        ...
+
     def wait(self, event: Event, timeout: float | None) -> bool:
         """Block this thread until `event` is set; false where `timeout` seconds (None: no limit) pass first.
 

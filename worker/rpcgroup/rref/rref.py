@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from rpcgroup.errors import NotInitializedError, RRefError
+from rpcgroup.rref.backward import backward
 from rpcgroup.rref.cell import Cell
 from rpcgroup.rref.ids import RRefId
 from rpcgroup.rref.port import CallKind, WorkerInfoLike
@@ -118,8 +119,13 @@ class RRef(Generic[T]):
         """`rref.remote().method(...)` returns a reference to the result, which stays on the owner."""
         return RRefProxy(self, "remote", timeout)
 
-    def backward(self, dist_autograd_ctx_id: int = -1, retain_graph: bool = False) -> NoReturn:
-        raise RRefError("RRef.backward needs distributed autograd, which this version does not have")
+    def backward(self, dist_autograd_ctx_id: int = -1, retain_graph: bool = False) -> None:
+        """Run a backward pass at the owner, with the referenced tensor as its root.
+
+        Without an autograd context only at the owner itself, and into `.grad`. Raises as
+        `rpcgroup.autograd.backward`, and `RRefError` where the value is no tensor.
+        """
+        backward(self, dist_autograd_ctx_id, retain_graph)
 
     def _get_type(self, timeout: float = -1, blocking: bool = True) -> Any:
         """The value's type, asked of the owner once; not blocking: a future of it."""

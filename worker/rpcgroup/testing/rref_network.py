@@ -147,6 +147,9 @@ class MemoryPort:
         received = self._network.call(caller, callee, args[0])
         return fn(received[0], *args[1:], **kwargs)
 
+    def backward(self, context_id: int, root: Any, retain_graph: bool) -> None:
+        raise NotImplementedError
+
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         return event.wait(timeout)
 
