@@ -7,6 +7,9 @@ told apart, as in h11.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 __all__ = [
     "CallCancelledError",
     "CallTimeoutError",
@@ -34,6 +37,9 @@ __all__ = [
     "SerializationError",
     "UnknownGroupError",
     "UnknownWorkerError",
+    "WorkerNameError",
+    "and_runtime_error",
+    "original_type",
 ]
 
 
@@ -85,6 +91,10 @@ class RRefCreationTimeoutError(RRefError, TimeoutError):
 
 class OwnerDiedError(RRefError, PeerUnreachableError):
     """The worker that held the value of an RRef is dead; the value is lost."""
+
+
+class WorkerNameError(RpcGroupError, RuntimeError, ValueError):
+    """No worker can have that name."""
 
 
 # The wire.
@@ -144,3 +154,21 @@ class DrainedError(GroupError):
 # The resource.
 class ManifestError(RpcGroupError, ValueError):
     """A manifest is not valid: a line of text for each fault, with the field's path and what is expected."""
+
+
+# Errors of programs.
+def original_type(exc: BaseException) -> type[BaseException]:
+    """What it was before `and_runtime_error`."""
+    kind: type[BaseException] = getattr(type(exc), "_rpcgroup_original", type(exc))
+    return kind
+
+
+def and_runtime_error(cls: Any) -> Any:
+    """That exception class, as one of RuntimeErrors too: what torch makes of errors that pass through its C++."""
+    return cls if issubclass(cls, RuntimeError) else _both(cls)
+
+
+@functools.cache
+def _both(cls: Any) -> Any:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_rpcgroup_original": cls}
+    return type(cls.__name__, (cls, RuntimeError), names)

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Future"]
+from rpcgroup.errors import and_runtime_error
+
+__all__ = ["Future", "collect_all"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -103,7 +105,10 @@ class Future(torch.futures.Future[T]):
     # -- callbacks ----------------------------------------------------------------------------------------
 
     def then(self, callback: Callable[[Future[T]], S]) -> Future[S]:
-        """A future of what `callback(self)` returns or raises, run once this one is done."""
+        """A future of what `callback(self)` returns or raises, run once this one is done.
+
+        What it raises is a `RuntimeError` too, as in torch, where it is nothing else.
+        """
         if not callable(callback):
             raise TypeError(f"then(): incompatible function arguments. It takes a callable, got {callback!r}")
         result: Future[S] = Future()
@@ -112,7 +117,7 @@ class Future(torch.futures.Future[T]):
             try:
                 result.set_result(callback(done))
             except BaseException as exc:
-                result.set_exception(exc)
+                result.set_exception(_and_runtime_error(exc))
 
         self._when_settled(run)
         return result
@@ -199,3 +204,43 @@ class Future(torch.futures.Future[T]):
                 _log.error("a call failed and nobody asked for its result: %s", self._error)
             except Exception:
                 pass  # at interpreter exit even logging may be gone
+
+
+def collect_all(futures: list[torch.futures.Future[Any]]) -> Future[list[torch.futures.Future[Any]]]:
+    """A future of these futures: done when all are, or with the error of the first that fails."""
+    collected: Future[list[torch.futures.Future[Any]]] = Future()
+    remaining = [None] * len(futures)
+
+    def done(future: torch.futures.Future[Any]) -> None:
+        try:
+            future.value()
+        except BaseException as exc:
+            if collected._claim_settling():
+                collected._settle(None, exc)
+                collected._run_callbacks()
+            return
+        remaining.pop()  # atomic, and exactly one finds it empty afterwards
+        if not remaining and collected._claim_settling():
+            collected._settle(futures, None)
+            collected._run_callbacks()
+
+    if not futures:
+        collected.set_result([])
+    for future in futures:
+        future.add_done_callback(done)
+    return collected
+
+
+def _and_runtime_error(exc: BaseException) -> BaseException:
+    if isinstance(exc, RuntimeError) or not isinstance(exc, Exception):
+        return exc
+    kind: Any = and_runtime_error(type(exc))
+    try:
+        both: BaseException = kind.__new__(kind, *exc.args)
+        both.args = exc.args
+    except TypeError:
+        return exc  # its memory is laid out in a way of its own
+    vars(both).update(vars(exc))
+    both.__cause__, both.__context__ = exc.__cause__, exc.__context__
+    both.__suppress_context__ = exc.__suppress_context__
+    return both.with_traceback(exc.__traceback__)

@@ -104,7 +104,7 @@ def test_the_proxies_call_methods_where_the_value_lives(
     value = Counter()
     (held,) = network.call(owner, user, RRef(value))
     assert held.rpc_sync().add(2, times=3) == 6
-    assert held.rpc_async(timeout=5).add(1) == 7
+    assert held.rpc_async(timeout=5).add(1).wait() == 7
     assert held.remote().add(amount=1) == 8
     assert value.count == 8
 

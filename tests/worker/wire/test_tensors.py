@@ -66,7 +66,7 @@ def assert_same(there: torch.Tensor, tensor: torch.Tensor) -> None:
     assert there.dtype == tensor.dtype
     assert there.shape == tensor.shape
     assert there.requires_grad == tensor.requires_grad
-    assert there.is_contiguous()
+    assert there.is_contiguous() or there.stride() == tensor.stride()
     assert raw_bytes(there) == raw_bytes(tensor)
 
 
@@ -88,6 +88,16 @@ def travelled(tensor: torch.Tensor, prefix: int = 0, base: int = 0) -> torch.Ten
 def test_any_tensor_comes_back_the_same(tensor: torch.Tensor, prefix: int, base: int) -> None:
     assert can_travel(tensor)
     assert_same(travelled(tensor, prefix, base * 8), tensor)
+
+
+def test_a_view_keeps_its_strides_where_it_spans_little_more_than_it_shows() -> None:
+    tensor = torch.arange(10_000.0).view(100, 100)
+    for view in (tensor.t(), tensor[:, 10:60], tensor.unsqueeze(0).transpose(0, 2)):
+        there = travelled(view)
+        assert there.stride() == view.stride()
+        assert torch.equal(there, view)
+    assert travelled(tensor[:, :1]).is_contiguous(), "99 of 100 would be gaps"
+    assert travelled(tensor[0].expand(50, 100)).is_contiguous(), "its elements would share memory"
 
 
 @given(tensors())

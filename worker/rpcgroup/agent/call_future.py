@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from rpcgroup.agent.call import Call
-from rpcgroup.futures import Future
+from rpcgroup.futures import Future, collect_all
 from rpcgroup.wire.frames import Frame
 from rpcgroup.wire.messages import MessageType
 
@@ -175,9 +175,9 @@ _collect_all: Any = getattr(torch._C, "_collect_all", None)
 
 
 def _collect_all_of_calls(futures: list[Any]) -> Any:
-    for future in futures:
-        if isinstance(future, CallFuture):
-            future.materialize()
+    """torch's: done with the first error, or when all are done. Here without their C++ parts, where one is ours."""
+    if any(isinstance(future, Future) for future in futures):
+        return collect_all(futures)
     return _collect_all(futures)
 
 

@@ -70,6 +70,8 @@ class Invocation:
         self._functions: dict[Any, Function] = {}
         self.served = 0
         """Calls whose function has run; may miss some under concurrent runs, it is a statistic."""
+        self.on_failure: Callable[[BaseException], None] = lambda exc: None
+        """Told of each error before it is answered."""
         handlers: dict[MessageType, Callable[[Session, Frame], None]] = {
             MessageType.PYTHON_CALL: self._python_call,
             MessageType.SCRIPT_CALL: self._python_call,
@@ -275,7 +277,7 @@ class Invocation:
             references.set_error(rref, self._as_remote_error(exc))
             answer()
 
-        def own_result(done: Future[Any]) -> None:
+        def own_result(done: Any) -> None:
             try:
                 value = done.wait()
             except BaseException as exc:
@@ -314,7 +316,7 @@ class Invocation:
     def _as_remote_error(self, exc: BaseException) -> BaseException:
         from rpcgroup.wire.exceptions import rebuild_exception
 
-        return rebuild_exception(describe_exception(exc, self._agent.where))
+        return rebuild_exception(self._describe(exc))
 
     def _fetch(self, session: Session, frame: Frame) -> None:
         """`to_here`: answered when the value is there; occupies no thread until then."""
@@ -423,6 +425,7 @@ class Invocation:
             session.answer_nothing(id)  # nobody waits for it; it settles the books
 
     def _goodbye(self, session: Session, frame: Frame) -> None:
+        session.leaving = True
         self._agent.chores.submit(session.close)
 
     def refuse(self, session: Session, frame: Frame) -> None:
@@ -435,7 +438,11 @@ class Invocation:
         self._fail(session, id, RpcGroupError(f"message type {name} is not handled by this worker"))
 
     def _fail(self, session: Session, id: int, exc: BaseException) -> None:
-        session.answer_exception(id, describe_exception(exc, self._agent.where))
+        session.answer_exception(id, self._describe(exc))
+
+    def _describe(self, exc: BaseException) -> bytes:
+        self.on_failure(exc)
+        return describe_exception(exc, self._agent.where)
 
 
 def _as_future(result: Any) -> torch.futures.Future[Any]:

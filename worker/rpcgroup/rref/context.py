@@ -272,10 +272,10 @@ class RRefContext:
         """`RRef.__del__`: takes no lock, never blocks."""
         self._driver.let_go(user)
 
-    def require_usable(self, rref: RRef[Any]) -> None:
+    def require_usable(self, rref: RRef[Any], use: str = "use it") -> None:
         """Raises what a use of `rref` raises at once. Takes no lock: judges by its state of this moment."""
         if self._driver.is_closed():
-            raise closed_error()
+            raise closed_error(use)
         if rref._user is not None:
             require_usable(rref._user)
         else:

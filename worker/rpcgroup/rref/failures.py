@@ -74,5 +74,5 @@ def owner_died_error(user: UserFork) -> OwnerDiedError:
     return OwnerDiedError(f"worker {user.owner_name!r}, the owner of {user.rref_id}, died; the value is lost")
 
 
-def closed_error() -> NotInitializedError:
-    return NotInitializedError("RPC is shut down: its RRefs cannot be used any more")
+def closed_error(use: str = "use it") -> NotInitializedError:
+    return NotInitializedError(f"RPC is shut down, and the RRef with it. Cannot {use} after deletion.")

@@ -131,10 +131,10 @@ class RRef(Generic[T]):
         """The value's type, asked of the owner once; not blocking: a future of it."""
         if blocking:
             if self._type is None:
-                self._type = ask_type(self, "sync", timeout)
+                self._type = ask_type(self, timeout).wait()
             return self._type
         if self._type_future is None:
-            self._type_future = ask_type(self, "async", timeout)
+            self._type_future = ask_type(self, timeout)
         return self._type_future
 
     def _get_future(self) -> Any:
@@ -154,7 +154,7 @@ class RRef(Generic[T]):
 
     def _serialize(self) -> tuple[RRef[T]]:
         """For reducers of programs' own: what stands for this reference inside a call. Raises what a use raises."""
-        self._context.require_usable(self)
+        self._context.require_usable(self, "call fork an UserRRef")
         return (self,)
 
     @staticmethod

@@ -26,12 +26,11 @@ __all__ = [
     "owner_of",
     "run_method",
     "to_here",
-    "type_of",
 ]
 
 
 def to_here(context: RRefContext, rref: RRef[Any], timeout: float) -> Any:
-    context.require_usable(rref)
+    context.require_usable(rref, "call to_here() on it")
     if rref._user is None:
         return _value_of(context, rref._cell, timeout)
     return fetch(context, rref._user, timeout)
@@ -70,12 +69,17 @@ def owner_of(context: RRefContext, rref: RRef[Any]) -> WorkerInfoLike:
 def call_method(
     rref: RRef[Any], kind: CallKind, timeout: float, name: str, /, *args: Any, **kwargs: Any
 ) -> Any:
-    """At the caller: one call to the owner, where torch first asks for the type of the value."""
+    """At the caller: one call to the owner. For `remote` the type of the value is asked for first, as by torch: an
+    error would show only with the use of the reference.
+    """
+    if kind == "remote":
+        getattr(rref._get_type(timeout), name)
     return _call_owner(rref, kind, timeout, run_method, (rref, name, args, kwargs))
 
 
-def ask_type(rref: RRef[Any], kind: CallKind, timeout: float) -> Any:
-    return _call_owner(rref, kind, timeout, type_of, (rref,))
+def ask_type(rref: RRef[Any], timeout: float) -> Any:
+    """A future of it."""
+    return _call_owner(rref, "async", timeout, _rref_typeof_on_owner, (rref,))
 
 
 class AsyncResult:
@@ -94,8 +98,8 @@ def run_method(rref: RRef[Any], name: str, args: Sequence[Any], kwargs: Mapping[
     return AsyncResult(result) if hasattr(method, "_wrapped_async_rpc_function") else result
 
 
-def type_of(rref: RRef[Any]) -> type:
-    """At the owner."""
+def _rref_typeof_on_owner(rref: RRef[Any]) -> type:
+    """At the owner; its name is what profiles show."""
     return type(rref.local_value())
 
 

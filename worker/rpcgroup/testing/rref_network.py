@@ -27,7 +27,7 @@ class WorkerName:
 
 
 class Settable:
-    """A future of a fetch."""
+    """A future of a fetch or of a call."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
@@ -145,7 +145,12 @@ class MemoryPort:
         caller = self._network.contexts[self.incarnation]
         callee = next(context for context in self._network.contexts.values() if context.port.name == to.name)
         received = self._network.call(caller, callee, args[0])
-        return fn(received[0], *args[1:], **kwargs)
+        result = fn(received[0], *args[1:], **kwargs)
+        if kind != "async":
+            return result
+        future = Settable()
+        future.settle(result, None)
+        return future
 
     def backward(self, context_id: int, root: Any, retain_graph: bool) -> None:
         raise NotImplementedError

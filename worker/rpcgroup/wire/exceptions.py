@@ -7,24 +7,23 @@ would double it with every call that the exception passes.
 
 from __future__ import annotations
 
-import functools
 import pickle
 import traceback
 from typing import Any
 
-from rpcgroup.errors import SerializationError
+from rpcgroup.errors import SerializationError, and_runtime_error, original_type
 
-__all__ = ["describe_exception", "is_remote", "rebuild_exception"]
+__all__ = ["describe_exception", "exception_text", "is_remote", "rebuild_exception"]
 
 
 def describe_exception(exc: BaseException, where: str) -> bytes:
     """What travels: the pickled type (empty where it cannot be pickled), name and text. Never raises."""
-    cls = getattr(type(exc), "_rpcgroup_original", type(exc))
+    cls = original_type(exc)
     try:
         kind = pickle.dumps(cls, 5)
     except Exception:
         kind = b""
-    return pickle.dumps((kind, cls.__qualname__, _text(exc, where)), 5)
+    return pickle.dumps((kind, cls.__qualname__, exception_text(exc, where)), 5)
 
 
 def rebuild_exception(data: bytes | bytearray | memoryview) -> BaseException:
@@ -50,7 +49,8 @@ def is_remote(exc: BaseException) -> bool:
     return hasattr(exc, "_rpcgroup_text")
 
 
-def _text(exc: BaseException, where: str) -> str:
+def exception_text(exc: BaseException, where: str) -> str:
+    """What its caller sees of an error that `where` raised."""
     passed_on: str | None = getattr(exc, "_rpcgroup_text", None)
     if passed_on is not None:
         if passed_on.startswith(f"On {where}:\n") and "\npassed on by " not in passed_on:
@@ -83,21 +83,13 @@ def _rebuild(cls: Any, name: str, text: str) -> BaseException:
         rebuilt = cls(text)
     except Exception as exc:
         text = f"{text}\n(Original exception on remote side was {name}, made here without its constructor: {exc})"
-        both = _and_runtime_error(cls)  # type: ignore[arg-type]
+        both: Any = and_runtime_error(cls)
         rebuilt = both.__new__(both, text)
     if not _shows(rebuilt, text):
         rebuilt.args = (text,)
         if not _shows(rebuilt, text):
             raise SerializationError("it does not show a text that is given to it")
     return rebuilt
-
-
-@functools.cache
-def _and_runtime_error(cls: type[Exception]) -> type[Exception]:
-    if issubclass(cls, RuntimeError):
-        return cls
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_rpcgroup_original": cls}
-    return type(cls.__name__, (cls, RuntimeError), names)
 
 
 def _shows(exc: Exception, text: str) -> bool:

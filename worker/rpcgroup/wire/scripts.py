@@ -87,7 +87,7 @@ def reduce_scripted(function: Any) -> tuple[Callable[..., Any], tuple[str]]:
 
 def reduce_script_module(module: Any) -> tuple[Callable[..., Any], tuple[bytes]]:
     saved = io.BytesIO()
-    torch.jit.save(module, saved)  # type: ignore[no-untyped-call]
+    torch.jit.save(module, saved)
     return load_script_module, (saved.getvalue(),)
 
 

@@ -1,9 +1,11 @@
 """Tensors beside the pickle: metadata and small data in the body, larger data as buffers of the frame.
 
     per tensor  u8 dtype  u8 dimensions  u8 flags  u8 0  u32 0   then i64 for each dimension
-                then, unless OUT_OF_BAND, padding to 16 bytes and the dense data
+                with STRIDED another i64 for each, its stride
+                then, unless OUT_OF_BAND, padding to 16 bytes and the data
 
-Only dense views travel, never the whole storage behind one.
+A view comes back with its strides, as from torch's RPC, where the memory that it spans is not much more than what
+it shows; else it travels dense. Never does the whole storage behind one.
 """
 
 from __future__ import annotations
@@ -26,6 +28,13 @@ MAX_BUFFERS: Final = 65535
 
 REQUIRES_GRAD: Final = 1
 OUT_OF_BAND: Final = 2
+STRIDED: Final = 4
+GAPS_FACTOR: Final = 2
+GAPS_BYTES: Final = 8192
+"""A view travels with its gaps up to this many times its size, or this much more.
+
+One whose elements share memory travels dense: what arrives can be written to.
+"""
 _ALIGNMENT: Final = 16
 
 # The position is the code on the wire: append only. A torch that lacks one cannot receive it.
@@ -39,7 +48,7 @@ _CODES: Final[dict[torch.dtype, int]] = {d: i for i, d in enumerate(_DTYPES) if 
 _SIZES: Final = [d.itemsize if d is not None else 0 for d in _DTYPES]
 
 _META: Final = struct.Struct("<BBBBI")
-_SHAPES: Final = [struct.Struct(f"<{n}q") for n in range(65)]
+_SHAPES: Final = [struct.Struct(f"<{n}q") for n in range(129)]
 _uint8 = torch.uint8
 _frombuffer = torch.frombuffer
 _string_at = ctypes.string_at
@@ -58,15 +67,21 @@ def can_travel(tensor: torch.Tensor) -> bool:
 
 def tensor_memory(tensor: torch.Tensor) -> memoryview:
     """The bytes of the tensor where it is contiguous, else of a dense copy; keeps alive what it shows."""
-    tensor = _dense(tensor)
-    memory: Any = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    dense = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+    return _memory(dense, dense.nbytes)
+
+
+def _memory(tensor: torch.Tensor, size: int) -> memoryview:
+    # It is read by address and not through numpy, which has no bfloat16 and which torch can lack.
+    memory: Any = (ctypes.c_char * size).from_address(tensor.data_ptr())
     memory.tensor = tensor
     return memoryview(memory).cast("B")
 
 
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    # Its memory is read by address and not through numpy, which has no bfloat16 and which torch can lack.
-    return tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+def _span(shape: Any, strides: Any) -> int:
+    """Elements from the first to the last one of a view."""
+    spanned: int = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    return spanned
 
 
 def encode_tensor(tensor: torch.Tensor, parts: list[bytes], offset: int, buffers: list[memoryview]) -> int:
@@ -79,16 +94,24 @@ def encode_tensor(tensor: torch.Tensor, parts: list[bytes], offset: int, buffers
     size = tensor.nbytes
     flags = REQUIRES_GRAD if tensor.requires_grad else 0
     code = _CODES[tensor.dtype]
+    layout = _SHAPES[dimensions].pack(*shape)
+    if not tensor.is_contiguous():
+        strides = tensor.stride()
+        spanned = _span(shape, strides) * tensor.itemsize
+        if size <= spanned <= max(GAPS_FACTOR * size, size + GAPS_BYTES):
+            flags |= STRIDED
+            layout += _SHAPES[dimensions].pack(*strides)
+            size = spanned
+        else:
+            tensor = tensor.detach().contiguous()
     if size > INLINE_LIMIT and len(buffers) < MAX_BUFFERS:
-        head = _META.pack(code, dimensions, flags | OUT_OF_BAND, 0, 0) + _SHAPES[dimensions].pack(*shape)
-        parts.append(head)
-        buffers.append(tensor_memory(tensor))
-        return offset + 8 + 8 * dimensions
-    head = _META.pack(code, dimensions, flags, 0, 0) + _SHAPES[dimensions].pack(*shape)
+        parts.append(_META.pack(code, dimensions, flags | OUT_OF_BAND, 0, 0) + layout)
+        buffers.append(_memory(tensor, size))
+        return offset + 8 + len(layout)
+    head = _META.pack(code, dimensions, flags, 0, 0) + layout
     start = offset + len(head)
     padding = -start % _ALIGNMENT
-    dense = _dense(tensor)
-    data = _string_at(dense.data_ptr(), size)
+    data = _string_at(tensor.data_ptr(), size)
     parts.append(head + b"\0" * padding + data)
     return start + padding + size
 
@@ -101,18 +124,27 @@ def decode_tensor(body: bytearray, offset: int, base: int, buffers: Any) -> tupl
     code, dimensions, flags, _, _ = _META.unpack_from(body, offset)
     shape = _SHAPES[dimensions].unpack_from(body, offset + 8)
     offset += 8 + 8 * dimensions
+    strides = None
+    if flags & STRIDED:
+        strides = _SHAPES[dimensions].unpack_from(body, offset)
+        offset += 8 * dimensions
     dtype = _DTYPES[code] if code < len(_DTYPES) else None
     if dtype is None:
         name = _DTYPE_NAMES[code] if code < len(_DTYPE_NAMES) else f"of code {code}"
         raise SerializationError(f"this torch ({torch.__version__}) has no dtype {name}")
     if flags & OUT_OF_BAND:
         tensor = _frombuffer(next(buffers), dtype=dtype)
-        if dimensions != 1:
+        if strides is not None:
+            tensor = tensor.as_strided(shape, strides)
+        elif dimensions != 1:
             tensor = tensor.view(shape)
     else:
-        count = 1
-        for n in shape:
-            count *= n
+        if strides is not None:
+            count = _span(shape, strides)
+        else:
+            count = 1
+            for n in shape:
+                count *= n
         offset += (base - offset) % _ALIGNMENT
         if count:
             size = count * _SIZES[code]
@@ -122,7 +154,9 @@ def decode_tensor(body: bytearray, offset: int, base: int, buffers: Any) -> tupl
             else:
                 tensor = _frombuffer(body, dtype=dtype, count=count, offset=offset)
             offset += size
-            if dimensions != 1:
+            if strides is not None:
+                tensor = tensor.as_strided(shape, strides)
+            elif dimensions != 1:
                 tensor = tensor.view(shape)
         else:
             tensor = torch.empty(shape, dtype=dtype)

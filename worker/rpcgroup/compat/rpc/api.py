@@ -25,7 +25,8 @@ from rpcgroup.compat.rpc.internal import (
     _run_function,
     deserialize,
 )
-from rpcgroup.errors import NotInitializedError, RRefError
+from rpcgroup.errors import DrainedError, NotInitializedError, PeerUnreachableError, RRefError
+from rpcgroup.futures import Future
 from rpcgroup.rref.rref import RRef
 from rpcgroup.wire.scripts import find_operator
 from rpcgroup.worker_info import WorkerInfo
@@ -147,7 +148,12 @@ def rpc_async(
 ) -> Any:
     """As `rpc_sync`, without waiting: a future."""
     agent, func, args, kwargs = _prepare(to, func, args, kwargs)
-    future = agent.rpc_async(to, func, args, kwargs, timeout)
+    future: Future[Any]
+    try:
+        future = agent.rpc_async(to, func, args, kwargs, timeout)
+    except (DrainedError, PeerUnreachableError) as exc:  # torch's learns it later
+        future = Future()
+        future.set_exception(exc)
     if hasattr(_thread_local_var, "future_list"):
         _thread_local_var.future_list.append(future)
     return future
