@@ -23,6 +23,7 @@ def install() -> None:
     Nothing happens where it is installed already.
     """
     # Imported here: a process that never imports torch pays nothing for this package's being there.
+    importlib.import_module("torch")  # first: where RPCGROUP_COMPAT says so, its import installs already
     swap = importlib.import_module("rpcgroup.compat.swap")
     swap.install()
 
