@@ -80,6 +80,8 @@ class Group:
         agent.on_reachable = self._reachable
         agent.on_refused = self._refused
         agent.on_unknown = self._refresh
+        if not rendezvous.has_leases:
+            agent.on_caller_lost = self._look_after
 
     def join(self, record: MemberRecord, timeout: float = JOIN_TIMEOUT) -> None:
         """Enter; raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`, having left nothing behind."""
@@ -283,7 +285,16 @@ class Group:
         """From the rendezvous."""
         missing = self._apply(events, view.epoch)
         for record in missing:
-            self.agent.chores.submit(partial(self.agent.probe, record.incarnation))
+            self._look_after(record.incarnation)
+
+    def _look_after(self, incarnation: int) -> None:
+        """Find out whether that member lives."""
+
+        def look() -> None:
+            self._refresh()  # it may be so new that it is not known here
+            self.agent.probe(incarnation)
+
+        self.agent.chores.submit(look)
 
     def _unreachable(self, name: str, incarnation: int) -> None:
         self._apply([Unreachable(name, incarnation)])

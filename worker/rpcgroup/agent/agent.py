@@ -111,6 +111,8 @@ class Agent:
         """Leaving: calls that arrive are answered with `DrainedError`."""
         self.on_unreachable: Callable[[str, int], None] = lambda name, incarnation: None
         self.on_reachable: Callable[[str, int], None] = lambda name, incarnation: None
+        self.on_caller_lost: Callable[[int], None] = lambda incarnation: None
+        """The connection of one that calls here broke, without a goodbye."""
         self.on_unknown: Callable[[], None] = lambda: None
         """Before a name counts as unknown: there may be news of it."""
         self.on_refused: Callable[[str, int], None] = lambda name, incarnation: None

@@ -77,6 +77,8 @@ class Session:
         """Ids of calls that have not started: a cancellation takes them out."""
         self.read_time = 0.0
         self.closed = False
+        self.leaving = False
+        """The peer has said goodbye."""
         self._broken = True
         self._broken_at = 0.0
         self._state_lock = threading.Lock()
@@ -219,6 +221,8 @@ class Session:
             self.close()
             return
         self.agent.monitor.call_later(self.agent.options.resume_window, self._expire)
+        if not self.leaving:
+            self.agent.on_caller_lost(self.peer.incarnation)
 
     def _expire(self) -> None:
         with self._state_lock:

@@ -165,6 +165,8 @@ class _Feed:
 class MemoryRendezvous:
     """One seat at a `MemoryGroup`; the `Rendezvous` interface."""
 
+    has_leases = True
+
     def __init__(self, group: MemoryGroup) -> None:
         self._group = group
         self._view: GroupView | None = None  # written by the feed's thread only

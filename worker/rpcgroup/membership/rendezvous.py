@@ -110,6 +110,9 @@ class Rendezvous(Protocol):
     Operations raise `RendezvousUnavailableError` after OPERATION_SECONDS where nothing else is said.
     """
 
+    has_leases: bool
+    """Whether a death shows here by itself. If not, it shows only to those that were connected."""
+
     def join(
         self,
         record: MemberRecord,

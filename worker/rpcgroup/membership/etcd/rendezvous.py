@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 class EtcdRendezvous:
     """The `Rendezvous` interface over an `EtcdClient`, which it closes."""
 
+    has_leases = True
+
     def __init__(self, client: EtcdClient, keys: GroupKeys, lease_ttl: int) -> None:
         self._client = client
         self._keys = keys

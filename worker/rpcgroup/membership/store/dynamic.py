@@ -43,6 +43,8 @@ class DynamicRendezvous:
     or another that finds it dead, or `evict`; and for stats, which nobody could read from outside.
     """
 
+    has_leases = False
+
     def __init__(self, client: StoreClient, look_interval: float = LOOK_INTERVAL) -> None:
         self._client = client
         self._interval = look_interval

@@ -50,8 +50,10 @@ class _Verdict:
 class StaticRendezvous:
     """The `Rendezvous` interface, of which this stays: join, leave, suspect, view, kv. Nobody joins later.
 
-    There are no leases: that a member has died shows when it is called, to each caller by itself.
+    A death shows to each member by itself, when its connection to the dead one breaks.
     """
+
+    has_leases = False
 
     def __init__(self, client: StoreClient, world_size: int) -> None:
         self._client = client
