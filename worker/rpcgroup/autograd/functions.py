@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch.autograd.graph import get_gradient_edge
 
 __all__ = ["Recv", "RecvInfo", "Send", "attach_recv", "is_recv"]
 
@@ -31,12 +30,15 @@ class Send:
 
 def _edge(tensor: torch.Tensor) -> tuple[Any, int]:
     if tensor.grad_fn is None:
-        return get_gradient_edge(tensor).node, 0
+        with torch.enable_grad():
+            edge: tuple[Any, int] = _Owner.apply(tensor).grad_fn.next_functions[0]
+        return edge
     return tensor.grad_fn, tensor.output_nr
 
 
 class _Owner(torch.autograd.Function):
-    """A small tensor that keeps the graph of another one alive, and not its data.
+    """A small tensor that depends on another one, of any layout: it shows where the gradient of that one enters, and
+    keeps its graph alive, and not its data.
 
     The Python object of a custom function's node does not do that, in older versions of torch.
     """
