@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,13 +35,19 @@ class Shard:
         self._timeout = timeout
         self._process: subprocess.Popen[str] | None = None
 
+    def start(self) -> list[str]:
+        """The tests of its suite."""
+        self._process = start_shard(self._suite, self._log)
+        tests: list[str] = read_line(self._process, START_SECONDS)["tests"]
+        return tests
+
     def run(self, name: str) -> Outcome:
         start = time.monotonic()
         begin = os.fstat(self._log.fileno()).st_size
         try:
             if self._process is None:
-                self._process = start_shard(self._suite, self._log)
-                read_line(self._process, START_SECONDS)
+                self.start()
+            assert self._process is not None
             assert self._process.stdin is not None
             self._process.stdin.write(f"{name}\n")
             self._process.stdin.flush()
@@ -58,9 +65,9 @@ class Shard:
             self._process = None
 
 
-def start_shard(suite: str, log: IO[bytes] | int, *args: str) -> subprocess.Popen[str]:
+def start_shard(suite: str, log: IO[bytes]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.conformance.shard", suite, *args],
+        [sys.executable, "-W", "ignore", "-m", "tests.conformance.shard", suite],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -85,43 +92,69 @@ def read_line(process: subprocess.Popen[str], timeout: float) -> dict[str, Any]:
     return answer
 
 
-def list_tests(suite: str) -> list[str]:
-    process = start_shard(suite, subprocess.DEVNULL, "--list")
-    try:
-        tests: list[str] = read_line(process, START_SECONDS)["tests"]
-    finally:
-        process.communicate()
-    return tests
+class Run:
+    """Tests of all suites, by as many processes at a time; each goes on with another suite when its own is through."""
 
+    def __init__(self, shards: int, timeout: float, folder: Path) -> None:
+        self._numbers = range(max(shards, 1))
+        self._timeout = timeout
+        self._folder = folder
+        self._shards: dict[tuple[int, str], Shard] = {}
+        self._waiting: dict[str, deque[str]] = {}
+        self._outcomes: dict[str, Outcome] = {}
 
-def run_all(tests: list[tuple[str, str]], shards: int, timeout: float, logs: Path) -> list[Outcome]:
-    """All of these (suite, test), by as many processes at a time."""
-    waiting = deque(tests)
-    outcomes: dict[str, Outcome] = {}
+    def tests(self) -> list[tuple[str, str]]:
+        """Of all suites, as (suite, test); starts a process for each, which is kept."""
+        found: dict[str, list[str]] = {}
 
-    def work(number: int) -> None:
-        mine: dict[str, Shard] = {}
-        while waiting:
-            try:
-                suite, name = waiting.popleft()
-            except IndexError:
-                break
-            if suite not in mine:
-                for other in mine.values():
-                    other.end()
-                mine = {suite: Shard(suite, logs / f"{suite}-{number}.log", timeout)}
-            outcome = outcomes[name] = mine[suite].run(name)
-            if outcome.outcome != "skipped":
-                click.echo(f"{len(outcomes):4} {outcome.seconds:6.1f} s  {outcome.outcome}  {name}")
-        for shard in mine.values():
+        def start(number: int, suite: str) -> None:
+            found[suite] = self._shard(number % len(self._numbers), suite).start()
+
+        in_threads(start, list(enumerate(SUITES)))
+        return [(suite, test) for suite in SUITES for test in found[suite]]
+
+    def run(self, tests: list[tuple[str, str]]) -> list[Outcome]:
+        for suite, test in tests:
+            self._waiting.setdefault(suite, deque()).append(test)
+        in_threads(self._work, [(number,) for number in self._numbers])
+        return [self._outcomes[test] for _, test in tests]
+
+    def end(self) -> None:
+        for shard in self._shards.values():
             shard.end()
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(shards)]
+    def _work(self, number: int) -> None:
+        """The suites in turn, from one of its own on."""
+        suites = SUITES[number % len(SUITES) :] + SUITES[: number % len(SUITES)]
+        for suite in suites:
+            waiting = self._waiting.get(suite, deque())
+            while waiting:
+                try:
+                    test = waiting.popleft()
+                except IndexError:
+                    break
+                self._told(self._shard(number, suite).run(test))
+            if (number, suite) in self._shards:
+                self._shards.pop((number, suite)).end()
+
+    def _shard(self, number: int, suite: str) -> Shard:
+        if (number, suite) not in self._shards:
+            log = self._folder / f"{suite}-{number}.log"
+            self._shards[number, suite] = Shard(suite, log, self._timeout)
+        return self._shards[number, suite]
+
+    def _told(self, outcome: Outcome) -> None:
+        self._outcomes[outcome.name] = outcome
+        if outcome.outcome != "skipped":
+            click.echo(f"{len(self._outcomes):4} {outcome.seconds:6.1f} s  {outcome.outcome}  {outcome.name}")
+
+
+def in_threads(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+    threads = [threading.Thread(target=target, args=each) for each in arguments]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [outcomes[name] for _, name in tests]
 
 
 @click.command(help=__doc__)
@@ -130,10 +163,18 @@ def run_all(tests: list[tuple[str, str]], shards: int, timeout: float, logs: Pat
 @click.option("--stock", is_flag=True, help="On torch's own RPC.")
 @click.option("--shards", default=2, show_default=True, help="Processes that run tests at a time.")
 @click.option("--timeout", default=90, show_default=True, help="Seconds for one test.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("/tmp/rpcgroup-conformance"), show_default=True)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("/tmp/rpcgroup-conformance"), show_default=True
+)
 @click.option("--show", is_flag=True, help="Show why tests failed.")
 def main(
-    only: tuple[str, ...], rerun_failed: bool, stock: bool, shards: int, timeout: int, results: Path, show: bool
+    only: tuple[str, ...],
+    rerun_failed: bool,
+    stock: bool,
+    shards: int,
+    timeout: int,
+    results: Path,
+    show: bool,
 ) -> None:
     os.environ["DISTRIBUTED_TESTS_DEFAULT_TIMEOUT"] = str(timeout - 20)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -141,14 +182,12 @@ def main(
         os.environ[ENV_STOCK] = "1"
     results.mkdir(parents=True, exist_ok=True)
     last = results / "results.json"
-    tests = [(suite, name) for suite in SUITES for name in list_tests(suite)]
-    if only:
-        tests = [(suite, name) for suite, name in tests if any(re.search(pattern, name) for pattern in only)]
-    if rerun_failed:
-        failed = {o["name"] for o in json.loads(last.read_text()) if o["outcome"] == "failed"}
-        tests = [(suite, name) for suite, name in tests if name in failed]
+    run = Run(shards, timeout, results)
+    try:
+        outcomes = run.run(chosen(run.tests(), only, last if rerun_failed else None))
+    finally:
+        run.end()
     expected = {} if stock else read_expected(HERE / "expected_failures.txt")
-    outcomes = run_all(tests, shards, timeout, results)
     last.write_text(json.dumps([o.as_dict() for o in outcomes], indent=1))
     (results / "junit.xml").write_bytes(junit(outcomes))
     click.echo(table(outcomes, expected))
@@ -158,8 +197,17 @@ def main(
     if show:
         for o in outcomes:
             if o.outcome == "failed":
-                click.echo(f"\n=== {o.name}\n{o.why}\n--- log\n{o.log}")
+                click.echo(f"\n=== {o.name}\n{o.why}")
     sys.exit(1 if faults else 0)
+
+
+def chosen(tests: list[tuple[str, str]], only: tuple[str, ...], last: Path | None) -> list[tuple[str, str]]:
+    if only:
+        tests = [(suite, name) for suite, name in tests if any(re.search(pattern, name) for pattern in only)]
+    if last is not None:
+        failed = {o["name"] for o in json.loads(last.read_text()) if o["outcome"] == "failed"}
+        tests = [(suite, name) for suite, name in tests if name in failed]
+    return tests
 
 
 if __name__ == "__main__":

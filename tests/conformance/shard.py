@@ -1,7 +1,7 @@
 """One process that runs tests, one after another as it is told: `python -m tests.conformance.shard SUITE`.
 
-It reads names (`Class.test`) from its input, and writes a line of JSON for each outcome. Without a name, at the end
-of its input, it ends. Everything that a test starts is in this process's group: what is left of it after the test
+It writes the names of its tests (`Class.test`) as a line of JSON, then reads such names and writes a line for each
+outcome. At the end of its input it ends. Everything that a test starts is in this process's group: what is left of it after the test
 is a fault of the test.
 """
 
@@ -30,10 +30,7 @@ def main() -> None:
     os.dup2(2, 1)  # what tests print goes where their errors go
     logging.disable(logging.INFO)
     suites: dict[str, Any] = import_module(f"tests.conformance.{sys.argv[1]}").SUITES
-    if len(sys.argv) > 2:
-        list_tests(suites, answers)
-        return
-    say(answers, ready=True)
+    say(answers, tests=names(suites))
     for line in sys.stdin:
         class_name, _, test = line.strip().partition(".")
         say(answers, **run(suites[class_name], test))
@@ -43,9 +40,9 @@ def say(answers: TextIO, **what: Any) -> None:
     answers.write(json.dumps(what) + "\n")
 
 
-def list_tests(suites: dict[str, Any], answers: TextIO) -> None:
-    names = [f"{n}.{test}" for n, cls in suites.items() for test in unittest.TestLoader().getTestCaseNames(cls)]
-    say(answers, tests=names)
+def names(suites: dict[str, Any]) -> list[str]:
+    loader = unittest.TestLoader()
+    return [f"{name}.{test}" for name, cls in suites.items() for test in loader.getTestCaseNames(cls)]
 
 
 def run(cls: Any, test: str) -> dict[str, Any]:
@@ -83,7 +80,11 @@ def processes() -> list[int]:
     """Of this process's group, but for itself and for those that multiprocessing keeps."""
     kept = {os.getpid(), forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
     group = os.getpgrp()
-    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid not in kept and is_in(pid, group)]
+    return [
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if pid not in kept and is_in(pid, group)
+    ]
 
 
 def is_in(pid: int, group: int) -> bool:

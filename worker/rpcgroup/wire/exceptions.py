@@ -11,6 +11,8 @@ import pickle
 import traceback
 from typing import Any
 
+import torch
+
 from rpcgroup.errors import SerializationError, and_runtime_error, original_type
 
 __all__ = ["describe_exception", "exception_text", "is_remote", "rebuild_exception"]
@@ -78,6 +80,8 @@ def _rebuild(cls: Any, name: str, text: str) -> BaseException:
     if not issubclass(cls, Exception):
         # SystemExit or KeyboardInterrupt of the callee must not end the caller.
         return RuntimeError(text)
+    if cls is torch.jit.Error:
+        cls = and_runtime_error(cls)  # of scripted functions, torch's callers get RuntimeErrors
     rebuilt: Exception
     try:
         rebuilt = cls(text)
