@@ -171,3 +171,14 @@ def test_a_delayed_call_is_cancelled_and_its_arguments_are_those_of_the_call() -
         values.append(2)
         assert future.wait() == [1]
         assert agent.rpc_async("b", note, (3,)).cancel()
+
+
+def test_a_delayed_call_within_an_autograd_context_stays_connected() -> None:
+    with faulty(messages_to_delay={"SCRIPT_CALL": 0.05}) as cluster:
+        agent = cluster.agent("a")
+        context = agent.autograd.new_context()
+        x = torch.ones(2, requires_grad=True)
+        loss = agent.rpc_sync("b", torch.mul, (x, 3)).sum()
+        agent.autograd.backward(context.id, [loss], False)
+        assert context.gradients()[x].tolist() == [3, 3]
+        agent.autograd.release(context.id)

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from rpcgroup import api
+from rpcgroup.agent.autograd_port import encode_request
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.link import MAX_TIMEOUT_MS, Link
 from rpcgroup.agent.options import AgentOptions
@@ -55,7 +56,8 @@ class MessageFaults:
 
     Each message of a type in `to_fail` fails the first `fail_sends` times that it is sent: the same is one to the
     same worker, with the same function or the same content; a creation by `remote` is always one of its own.
-    Each of a type in `to_delay` goes out that many seconds late.
+    Each of a type in `to_delay` goes out that many seconds late. A call within an autograd context has its own type
+    here, not that of its envelope.
     """
 
     def __init__(self, to_fail: Iterable[str], to_delay: Mapping[str, float], fail_sends: int) -> None:
@@ -133,7 +135,7 @@ class FaultyLink(Link):
             return self._fail(named, call)
         delay = self._faults.delay(named)
         if delay:
-            return self._send_late(delay, named, number, values, flags, timeout, call)
+            return self._send_late(delay, named, number, values, flags, timeout, call, context)
         return super().send(named, number, values, flags, timeout, call, context)
 
     def _fail(self, kind: MessageType, call: C) -> C:
@@ -152,9 +154,14 @@ class FaultyLink(Link):
         flags: int,
         timeout: float,
         call: C,
+        context: DistAutogradContext | None,
     ) -> C:
         """As `send`, but for the writing. The call is there from now on: it can end before it is written."""
-        form, body, buffers = self._codec.encode(values, self.peer.forks, self.by_value)
+        wrapped: int = kind
+        if context is not None:
+            wrapped, (form, body, buffers) = encode_request(self, context, kind, values)
+        else:
+            form, body, buffers = self._codec.encode(values, self.peer.forks, self.by_value)
         call.link = self
         call.id = id = next(self._ids)
         call.timeout_ms = timeout_ms = min(max(1, int(timeout * 1000)), MAX_TIMEOUT_MS) if timeout else 0
@@ -167,7 +174,7 @@ class FaultyLink(Link):
         def write() -> None:
             channel = self.channel
             ack = channel.acknowledgement()
-            channel.queue(pack_frame(kind, flags | form, id, number, timeout_ms, ack, body, buffers))
+            channel.queue(pack_frame(wrapped, flags | form, id, number, timeout_ms, ack, body, buffers))
             channel.flush()
 
         monitor = self._monitor
