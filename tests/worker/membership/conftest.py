@@ -44,7 +44,9 @@ def connector(stack: ExitStack, kind: str, folder: Path) -> Callable[[str], Stor
         return lambda group: dist.PrefixStore(group, hashed)
     opened: list[Any] = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
     port = opened[0].port
-    stack.callback(opened.clear)  # a store is closed when nobody holds it, and pytest holds on to what fixtures give
+    stack.callback(
+        opened.clear
+    )  # a store is closed when nobody holds it, and pytest holds on to what fixtures give
 
     def connect(group: str) -> Store:
         client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
