@@ -3,13 +3,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import torch
 
 from rpcgroup.agent.agent import Agent
 from rpcgroup.contract import PROTOCOL_VERSION
 from rpcgroup.errors import (
+    DeviceMapError,
     DrainedError,
     GroupError,
     JoinError,
@@ -176,6 +179,53 @@ def test_a_group_has_tls_as_a_whole_or_not_at_all() -> None:
     with pytest.raises(JoinError, match="tls listens by tls, tcp by tcp"):
         admit(encrypted, [plain])
     admit(encrypted, [MemberRecord(name="other", id=5, address="tls://h:2")])
+
+
+def mapped(name: str, place: MemoryGroup, transport: Any, devices: Any = (), **maps: dict[str, str]) -> Group:
+    """A member with two devices."""
+    group = new_group(name, MemoryRendezvous(place), transport)
+    group.join(
+        MemberRecord(
+            name=name,
+            address=group.agent.address,
+            devices=tuple(devices),
+            device_count=2,
+            device_maps=maps,
+            state=MemberState.READY,
+        )
+    )
+    return group
+
+
+def test_the_reverse_maps_follow_who_is_here() -> None:
+    place, transport = MemoryGroup(), MemoryTransport()
+    cuda0, cuda1 = torch.device("cuda:0"), torch.device("cuda:1")
+    with ExitStack() as leaving:
+        a = mapped("a", place, transport, b={"cuda:0": "cuda:1"})
+        leaving.callback(a.leave, False)
+        assert (a.devices, a.reverse_device_maps) == ([cuda0], {})
+        b = mapped("b", place, transport, a={"cuda:0": "cuda:1"})
+        leaving.callback(b.leave, False)
+        until(lambda: a.reverse_device_maps == {"b": {cuda1: cuda0}})
+        assert a.devices == [cuda0, cuda1]
+        assert b.reverse_device_maps == {"a": {cuda1: cuda0}}
+        b.leave(graceful=False)
+        until(lambda: a.reverse_device_maps == {})
+
+
+def test_who_does_not_fit_by_its_maps_does_not_join() -> None:
+    place, transport = MemoryGroup(), MemoryTransport()
+    with ExitStack() as leaving:
+        a = mapped("a", place, transport, b={"cuda:0": "cuda:1"}, devices=["cuda:0"])
+        leaving.callback(a.leave, False)
+        with pytest.raises(
+            DeviceMapError, match="Node a has unexpected target devices in its device map for b"
+        ):
+            mapped("b", place, transport, devices=["cuda:0"])
+        with pytest.raises(DeviceMapError, match="Node b has target devices with invalid indices"):
+            mapped("b", place, transport, c={"cuda:0": "cuda:0"}, b={"cuda:0": "cuda:2"})
+        leaving.callback(mapped("b", place, transport, devices=["cuda:1"]).leave, False)
+        assert names(a) == ["a", "b"]
 
 
 def test_a_rendezvous_that_is_away_leaves_nothing() -> None:
