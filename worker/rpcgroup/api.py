@@ -114,7 +114,8 @@ def init_rpc(
             group.join(record)
         _group = group
     group.when_drained_unheard = _leave_and_exit
-    _listen_to_sigterm(group)
+    if not group.is_static:  # its members end together: one that is asked to end cannot wait for the others
+        _listen_to_sigterm(group)
     if world_size and not group.is_static:
         try:
             group.wait_for(world_size, timeout=options.rpc_timeout or None)

@@ -28,13 +28,13 @@ from rpcgroup.errors import (
     RpcGroupError,
     SerializationError,
 )
-from rpcgroup.futures import Future
 from rpcgroup.rref.uses import AsyncResult
 from rpcgroup.wire.codec import FORMAT_MASK
 from rpcgroup.wire.exceptions import describe_exception
 from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.functions import load_function
 from rpcgroup.wire.messages import MessageType
+from rpcgroup.wire.scripts import is_scripted
 
 if TYPE_CHECKING:
     from rpcgroup.agent.agent import Agent
@@ -172,9 +172,9 @@ class Invocation:
                 result = call(*args, **kwargs) if kwargs else call(*args)
             self.served += 1
             if function.is_async:
-                self._answer_when_done(session, id, result)
+                self._answer_when_done(session, id, _as_future(result, function.call))
             elif type(result) is AsyncResult:
-                self._answer_when_done(session, id, result.future)
+                self._answer_when_done(session, id, _as_future(result.future, None))
             elif result is None:
                 session.answer_nothing(id)
             else:
@@ -182,7 +182,7 @@ class Invocation:
         except BaseException as exc:
             self._fail(session, id, exc)
 
-    def _answer_when_done(self, session: Session, id: int, result: Any) -> None:
+    def _answer_when_done(self, session: Session, id: int, result: torch.futures.Future[Any]) -> None:
         """The function was an `async_execution`: its future's value is the answer."""
 
         def answer(done: torch.futures.Future[Any]) -> None:
@@ -192,7 +192,7 @@ class Invocation:
                 self._fail(session, id, exc)
             session.channel.flush()
 
-        _as_future(result).add_done_callback(answer)
+        result.add_done_callback(answer)
 
     def _decode(
         self, session: Session, flags: int, number: int, body: Body | None, pending: list[Any]
@@ -298,7 +298,7 @@ class Invocation:
                 if type(value) is AsyncResult:
                     value.future.add_done_callback(own_result)
                 elif function.is_async:
-                    _as_future(value).add_done_callback(own_result)
+                    _as_future(value, function.call).add_done_callback(own_result)
                 else:
                     references.set_value(rref, value)
                     answer()
@@ -445,11 +445,14 @@ class Invocation:
         return describe_exception(exc, self._agent.where)
 
 
-def _as_future(result: Any) -> torch.futures.Future[Any]:
-    """What a function decorated with `async_execution` returned."""
-    if not isinstance(result, torch.futures.Future):
-        raise SerializationError(
-            "Functions decorated with @rpc.async_function must return a torch.futures.Future object, "
-            f"this one returned {type(result)}"
-        )
-    return result
+def _as_future(result: Any, function: Any) -> torch.futures.Future[Any]:
+    """What `function`, decorated with `async_execution`, returned; a scripted one returns a future of torch's C++."""
+    if isinstance(result, torch.futures.Future):
+        return result
+    returned = type(result).__name__
+    if is_scripted(getattr(function, "_wrapped_async_rpc_function", None)):
+        raise SerializationError(f"Async functions must return an IValue of Future type, but got {returned}")
+    raise SerializationError(
+        "Functions decorated with @rpc.async_function must return a torch.futures.Future object, "
+        f"this one returned {returned}"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+import torch
+
 from rpcgroup.errors import NotInitializedError, RRefError
 from rpcgroup.rref.backward import backward
 from rpcgroup.rref.cell import Cell
@@ -59,8 +61,12 @@ class RRef(Generic[T]):
     _profiling_future: Any
 
     def __init__(self, value: T, type_hint: Any = None) -> None:
-        """`type_hint` is torch's, for scripted modules: any other value is taken as it is."""
+        """`type_hint` is torch's, for scripted modules, which need one; any other value is taken as it is."""
         self._user: UserFork | None = None
+        if type_hint is None and isinstance(value, torch.jit.ScriptModule):
+            raise RRefError(
+                "The RRef being created contains a ScriptModule, must provide its ModuleInterface type hint."
+            )
         if _current is None:
             raise NotInitializedError(
                 "Current RPC agent is not set! Did you initialize the RPC framework, by init_rpc, before RRef(value)?"

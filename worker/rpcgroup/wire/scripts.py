@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
 
-from rpcgroup.errors import FunctionNotFoundError
+from rpcgroup.errors import FunctionNotFoundError, SerializationError
 
 __all__ = [
     "SCRIPTED",
@@ -24,6 +24,7 @@ __all__ = [
     "operator",
     "reduce_script_module",
     "reduce_scripted",
+    "require_arguments",
     "script_function",
 ]
 
@@ -76,6 +77,16 @@ def script_function(name: str) -> Callable[..., Any]:
             f"the callee knows no scripted function {name}: it must import the module that scripts it"
         )
     return found
+
+
+def require_arguments(function: Any, args: Sequence[Any]) -> None:
+    """Raises `SerializationError` where a scripted function takes fewer: known before anything is sent."""
+    takes = len(function.schema.arguments)
+    if len(args) > takes:
+        raise SerializationError(
+            f"{function.name}() expected at most {takes} argument(s) but received {len(args)} argument(s). "
+            f"Declaration: {function.schema}"
+        )
 
 
 def reduce_scripted(function: Any) -> tuple[Callable[..., Any], tuple[str]]:

@@ -17,6 +17,7 @@ import torch
 
 from rpcgroup import api
 from rpcgroup.agent.agent import Agent
+from rpcgroup.agent.call_future import CallFuture
 from rpcgroup.compat.agent import RpcAgent, TensorPipeAgent
 from rpcgroup.compat.rpc.constants import DEFAULT_SHUTDOWN_TIMEOUT, UNSET_RPC_TIMEOUT
 from rpcgroup.compat.rpc.internal import (
@@ -28,7 +29,7 @@ from rpcgroup.compat.rpc.internal import (
 from rpcgroup.errors import DrainedError, NotInitializedError, PeerUnreachableError, RRefError
 from rpcgroup.futures import Future
 from rpcgroup.rref.rref import RRef
-from rpcgroup.wire.scripts import find_operator
+from rpcgroup.wire.scripts import ScriptFunction, find_operator, require_arguments
 from rpcgroup.worker_info import WorkerInfo
 
 __all__ = [
@@ -151,6 +152,8 @@ def rpc_async(
     future: Future[Any]
     try:
         future = agent.rpc_async(to, func, args, kwargs, timeout)
+        if isinstance(future, CallFuture):
+            future.materialize()  # programs hand it to torch's C++: to scripted functions, to hooks of DDP
     except (DrainedError, PeerUnreachableError) as exc:  # torch's learns it later
         future = Future()
         future.set_exception(exc)
@@ -180,7 +183,9 @@ def _prepare(to: Any, func: Any, args: Any, kwargs: Any) -> tuple[Agent, Any, An
     operator = find_operator(func)
     if operator is not None:
         func = operator
-    elif _default_pickler is not _internal_rpc_pickler and not isinstance(func, torch.jit.ScriptFunction):
+    elif isinstance(func, ScriptFunction):
+        require_arguments(func, args)
+    elif _default_pickler is not _internal_rpc_pickler:
         serialized, tensors = _default_pickler.serialize(PythonUDF(func, args, kwargs or {}))
         func, args, kwargs = _run_serialized, (serialized, tensors), None
     return group.agent, func, args, kwargs or None
