@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed import HashStore
 
-from rpcgroup import backend_registry
+from rpcgroup import api, backend_registry
 from rpcgroup.backend_registry import (
     BackendType,
     backend_registered,
@@ -15,6 +17,7 @@ from rpcgroup.backend_registry import (
     init_backend,
     register_backend,
 )
+from rpcgroup.errors import NotInitializedError
 from rpcgroup.options import RpcBackendOptions, TensorPipeRpcBackendOptions
 
 
@@ -87,3 +90,36 @@ def test_tensorpipe_takes_no_other_options() -> None:
 
 def test_a_backend_survives_pickling() -> None:
     assert pickle.loads(pickle.dumps(BackendType.TENSORPIPE)) is BackendType.TENSORPIPE
+
+
+def test_tensorpipe_starts_a_group_of_ours_at_a_store() -> None:
+    options = TensorPipeRpcBackendOptions(rpc_timeout=7, device_maps={"a": {"cpu": "cpu"}})
+    group = init_backend(
+        BackendType.TENSORPIPE,
+        store=HashStore(),
+        name="a",
+        rank=0,
+        world_size=1,
+        rpc_backend_options=options,
+    )
+    try:
+        assert group.agent.options.rpc_timeout == 7
+        assert group.reverse_device_maps == {"a": {torch.device("cpu"): torch.device("cpu")}}
+        assert api.rpc_sync("a", torch.add, (1, 2)) == 3
+    finally:
+        api.shutdown()
+
+
+def test_device_maps_are_judged_before_anybody_is_called() -> None:
+    options = TensorPipeRpcBackendOptions(device_maps={"nobody": {"cpu": "cpu"}})
+    with pytest.raises(ValueError, match="Node a has invalid target node names in its device maps"):
+        init_backend(
+            BackendType.TENSORPIPE,
+            store=HashStore(),
+            name="a",
+            rank=0,
+            world_size=1,
+            rpc_backend_options=options,
+        )
+    with pytest.raises(NotInitializedError):
+        api.shutdown()

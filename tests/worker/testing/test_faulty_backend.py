@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed
 
+from rpcgroup import api
 from rpcgroup.backend_registry import (
     BackendType,
     construct_rpc_backend_options,
@@ -182,3 +184,22 @@ def test_a_delayed_call_within_an_autograd_context_stays_connected() -> None:
         agent.autograd.backward(context.id, [loss], False)
         assert context.gradients()[x].tolist() == [3, 3]
         agent.autograd.release(context.id)
+
+
+def test_a_group_of_that_backend() -> None:
+    group = init_backend(
+        BackendType.FAULTY_TENSORPIPE,
+        store=torch.distributed.HashStore(),
+        name="a",
+        rank=0,
+        world_size=1,
+        rpc_backend_options=FaultyTensorPipeRpcBackendOptions(
+            messages_to_fail=["PYTHON_CALL"], num_fail_sends=1
+        ),
+    )
+    try:
+        with pytest.raises(InjectedFaultError):
+            api.rpc_sync(group.name, note, (1,))
+        assert api.rpc_sync(group.name, note, (1,)) == 1
+    finally:
+        api.shutdown()
