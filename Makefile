@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SOURCES := worker operator tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-chaos test-cluster demo-cluster test-matrix check format exports crd install-manifest bench lock clean
+.PHONY: help run test test-chaos test-cluster demo-cluster test-matrix check conformance conformance-all format exports crd install-manifest bench lock clean
 
 help:
 	@echo "make run          the main job: a parameter server and elastic trainers on this machine, with a kill"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-cluster a real Kubernetes from source (needs Go; built once, about 10 minutes), and its tests"
 	@echo "make demo-cluster the digits job as real pods on it, with a kill (needs root)"
 	@echo "make test-matrix  a smoke selection on the oldest and the newest Python and torch"
+	@echo "make conformance  PyTorch's own RPC suite on this package, by class; conformance-all: three times in a row"
 	@echo "make check        format, lint, types, layers, public names"
 	@echo "make bench        beside torch RPC and a bare socket, in one run"
 	@echo "make format       format the code;  make exports  accept changed public names"
@@ -39,6 +40,12 @@ test-cluster: $(READY)
 
 demo-cluster: $(READY)
 	@$(BIN)/python -m tests.cluster.digits
+
+conformance: $(READY)
+	@$(BIN)/python -m tests.conformance $(ARGS)
+
+conformance-all: $(READY)
+	@for run in 1 2 3; do $(BIN)/python -m tests.conformance $(ARGS) || exit 1; done
 
 test-matrix: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/matrix.sh

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "delete-worker": "Take one elastic worker out of a running group.",
     "status": "Show the running groups, or the workers of one.",
     "top": "Watch the workers of a running group.",
+    "exec": "Run a torch.distributed.rpc program on rpcgroup, as it is.",
     "serve": "Be a worker that only serves calls.",
     "doctor": "Check what usually goes wrong, and say how to mend it.",
 }
