@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from rpcgroup.autograd import ddp
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.engine import ROOTS, Arrival, Pass
 from rpcgroup.autograd.functions import Send
@@ -42,6 +43,7 @@ class Container:
         self.port = port
         self.thread = thread
         self._lock = threading.Lock()
+        ddp.watch()
         self._contexts: dict[int, DistAutogradContext] = {}
         self._released: dict[int, None] = {}
         self._closed = False

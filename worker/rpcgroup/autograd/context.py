@@ -83,12 +83,15 @@ class DistAutogradContext:
             if running.id < self._latest.get(caller, 0):
                 raise RuntimeError(f"the gradients belong to an earlier backward pass of context {self.id}")
             self._latest[caller] = running.id
-            self.current_pass = running
+            before, self.current_pass = self.current_pass, running
+        if before is not None:
+            before.end()
 
     def end_pass(self, ended: Pass) -> None:
         with self.lock:
             if self.current_pass is ended:
                 self.current_pass = None
+        ended.end()
 
     def gradients(self) -> dict[torch.Tensor, torch.Tensor]:
         with self.lock:
@@ -100,7 +103,9 @@ class DistAutogradContext:
             known = self.known
             self.released = True
             self.known, self.sends, self.recvs, self.grads = {}, {}, {}, {}
-            self.current_pass = None
+            running, self.current_pass = self.current_pass, None
+        if running is not None:
+            running.end()
         return known
 
     # As torch names them.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from rpcgroup.autograd import ddp
 from rpcgroup.autograd.functions import RecvInfo, is_recv
 from rpcgroup.autograd.graph import Edge, LocalGraph
 from rpcgroup.autograd.messages import Head
@@ -45,7 +46,7 @@ class Arrival(NamedTuple):
 class Pass:
     """Made by the first that this worker hears of a pass; a later pass of the context takes its place.
 
-    `_lock` guards `_inbox` and `_running`: the thread that finds nobody running runs, for the others too.
+    `_lock` guards `_inbox`, `_running` and `_ended`: the thread that finds nobody running runs, for the others too.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Pass:
         self._lock = threading.Lock()
         self._inbox: deque[Arrival] = deque()
         self._running = False
+        self._ended = False
         self._error: BaseException | None = None
         self._graph: LocalGraph | None = None
         self._entries: dict[int, tuple[int, Sequence[Edge]]] = {}
@@ -83,8 +85,17 @@ class Pass:
                 self._inbox.clear()
                 if not batch:
                     self._running = False
+                    if self._ended:
+                        self._runner.give_back()
                     return
             self._run(batch)
+
+    def end(self) -> None:
+        """Nothing more will come of it: after its end, or where it is given up. Idempotent."""
+        with self._lock:
+            self._ended = True
+            if not self._running:
+                self._runner.give_back()
 
     @property
     def finished(self) -> bool:
@@ -115,10 +126,12 @@ class Pass:
             if not graph.arrive(number):
                 raise RuntimeError(f"the gradients of autograd message {message_id} arrived twice")
             self._runner.put(edges, grads)
-        stage = graph.take()
-        results = self._runner.run(stage)
+        results = self._runner.run(graph.take())
         for leaf, grad in results.leaves:
             self._context.accumulate(leaf, grad)
+        if graph.finished:
+            for leaf, grad in self._runner.give_back():
+                self._context.accumulate(leaf, grad)
         for info, _ in results.received:
             if info.context_id != self._context.id:
                 raise RuntimeError(
@@ -136,6 +149,10 @@ class Pass:
         graph = LocalGraph([edges for _, edges in self._entries.values()], _next_of)
         if not self._roots:
             graph.arrive(ROOTS)
+        reduced = ddp.parameters()
+        if reduced:
+            leaves = [node.variable for node in graph.terminals if hasattr(node, "variable")]
+            self._runner.keep([leaf for leaf in leaves if id(leaf) in reduced])
         return graph
 
     def _entry(self, message_id: int) -> tuple[int, Sequence[Edge]]:

@@ -61,15 +61,22 @@ class RecvInfo(NamedTuple):
 
 
 class Recv(torch.autograd.Function):
-    """Gives the received tensors a place in the graph. Its backward is never run: a pass ends there."""
+    """Gives the received tensors a place in the graph, where a pass ends: it takes the gradients out there.
+
+    Its backward is run only where that is done by torch's engine, into `captured`.
+    """
 
     @staticmethod
     def forward(ctx: Any, anchor: torch.Tensor, info: RecvInfo, tensors: list[torch.Tensor]) -> Any:
         ctx.info = info
+        ctx.captured = None
         return tuple(tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        if ctx.captured is not None:
+            ctx.captured[:] = grads
+            return None, None, None
         raise RuntimeError(
             f"backward() reached a tensor that came from another worker, in autograd context {ctx.info.context_id}: "
             "call the backward of distributed autograd, with that context id"

@@ -33,12 +33,17 @@ def fit(grad: torch.Tensor, metadata: Any) -> torch.Tensor:
     return grad
 
 
-def own(grads: Sequence[torch.Tensor | None], leaves: Sequence[torch.Tensor | None]) -> list[Any]:
-    """The gradients of those places that have a leaf, each with memory that it shares with no other of `grads`."""
+def own(
+    grads: Sequence[torch.Tensor | None], leaves: Sequence[torch.Tensor], shared: bool
+) -> list[torch.Tensor | None]:
+    """The gradients of the leaves, which come first, each with memory that it shares with no other of `grads`.
+
+    `shared`: they may share it with something else.
+    """
     count = Counter(_memory(grad) for grad in grads if grad is not None)
     return [
-        None if grad is None or leaf is None else _own(grad, leaf, count[_memory(grad)] > 1)
-        for grad, leaf in zip(grads, leaves, strict=True)
+        None if grad is None else _own(grad, leaf, shared or count[_memory(grad)] > 1)
+        for grad, leaf in zip(grads, leaves, strict=False)
     ]
 
 

@@ -57,6 +57,11 @@ class LocalGraph:
         return not self._blocked
 
     @property
+    def terminals(self) -> list[Any]:
+        """Nodes without successors."""
+        return [node for node in self._order if not self.next[node]]
+
+    @property
     def missing(self) -> list[int]:
         """The numbers of the entries that have not been heard of."""
         return [number for number in range(self._missing.bit_length()) if self._missing >> number & 1]

@@ -8,6 +8,7 @@ run one by one, and what comes out of them is added up here as the engine would.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,9 @@ class Runner:
         self._retain_graph = retain_graph
         self._pending: dict[Edge, torch.Tensor] = {}
         self._split = False
-        """Some gradient has been kept: others of this pass may share its memory."""
+        """Some gradient was put aside: others of this pass may share its memory."""
+        self._kept: dict[torch.Tensor, torch.Tensor | None] = {}
+        """Leaves, and what their `.grad` was."""
 
     def put(self, edges: Sequence[Edge], grads: Sequence[torch.Tensor | None]) -> None:
         """Gradients that enter here, one for each edge."""
@@ -53,39 +56,73 @@ class Runner:
     def _add(self, edge: Edge, grad: torch.Tensor) -> None:
         self._pending[edge] = accumulate(self._pending.get(edge), grad)
 
+    def keep(self, leaves: Sequence[torch.Tensor]) -> None:
+        """Leaves whose gradients torch's engine has to accumulate itself, in `.grad`, until `give_back`.
+
+        What a reducer does with them it can do in a later stage.
+        """
+        for leaf in leaves:
+            self._kept[leaf] = leaf.grad
+            leaf.grad = None
+
+    def give_back(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The gradients of those; `.grad` is again what it was before."""
+        got = []
+        while self._kept:
+            leaf, before = self._kept.popitem()
+            if leaf.grad is not None:
+                got.append((leaf, leaf.grad.clone()))  # it can be a view of what the reducer uses again
+            leaf.grad = before
+        return got
+
     def _run_rest(self, stage: Stage) -> Results:
         ready = {*stage.rest, *stage.terminals}
         outputs = [edge for edge in self._pending if edge[0] in ready]
         grads = [self._pending.pop(edge) for edge in outputs]
-        places = [place for node in stage.terminals for place in _places(node)]
-        got: Sequence[Any] = [None] * len(places)
-        if outputs and places:
-            got = torch.autograd.grad(
-                [GradientEdge(*edge) for edge in outputs],
-                [GradientEdge(*place) for place in places],
-                grads,
-                retain_graph=self._retain_graph,
-                allow_unused=True,
+        edges = [GradientEdge(*edge) for edge in outputs]
+        leaves = [node for node in stage.terminals if hasattr(node, "variable")]
+        recvs = [node for node in stage.terminals if is_recv(node)]
+        if not edges:
+            return Results([], [(node.info, [None] * len(node._input_metadata)) for node in recvs])
+        if any(node.variable in self._kept for node in leaves):
+            return self._run_whole(edges, grads, leaves, recvs)
+        places = [GradientEdge(node, 0) for node in leaves]
+        places += [
+            GradientEdge(node, number) for node in recvs for number in range(len(node._input_metadata))
+        ]
+        got: list[Any] = []
+        if places:
+            got += torch.autograd.grad(
+                edges, places, grads, retain_graph=self._retain_graph, allow_unused=True
             )
-        leaves = [None if is_recv(node) else node.variable for node, _ in places]
-        if self._split:
-            owned = [
-                g if g is None or leaf is None else g.clone() for g, leaf in zip(got, leaves, strict=True)
-            ]
-        else:
-            owned = own(got, leaves)
-        received: dict[Any, list[Any]] = {node: [] for node in stage.terminals if is_recv(node)}
-        for (node, _), grad in zip(places, got, strict=True):
-            if node in received:
-                received[node].append(grad)
+        owned = own(got, [node.variable for node in leaves], self._split)
+        with torch.no_grad():
+            hooked = [(node, _run_leaf_hooks(node, grad)) for node, grad in zip(leaves, owned, strict=True)]
+        rest = iter(got[len(leaves) :])
         return Results(
-            [
-                (leaf, grad)
-                for leaf, grad in zip(leaves, owned, strict=True)
-                if leaf is not None and grad is not None
-            ],
-            [(node.info, grads) for node, grads in received.items()],
+            [(node.variable, grad) for node, grad in hooked if grad is not None],
+            [(node.info, list(islice(rest, len(node._input_metadata)))) for node in recvs],
         )
+
+    def _run_whole(
+        self, edges: list[GradientEdge], grads: list[torch.Tensor], leaves: list[Any], recvs: list[Any]
+    ) -> Results:
+        """As torch does it, into `.grad`, which is put aside for those leaves that are not kept."""
+        aside = [(node.variable, node.variable.grad) for node in leaves if node.variable not in self._kept]
+        for leaf, _ in aside:
+            leaf.grad = None
+        for node in recvs:
+            node.captured = [None] * len(node._input_metadata)
+        try:
+            torch.autograd.backward(edges, grads, retain_graph=self._retain_graph)
+            got = [(leaf, leaf.grad) for leaf, _ in aside]
+            received = [(node.info, node.captured) for node in recvs]
+        finally:
+            for leaf, before in aside:
+                leaf.grad = before
+            for node in recvs:
+                node.captured = None
+        return Results([(leaf, grad) for leaf, grad in got if grad is not None], received)
 
     def _run_early(self, node: Any) -> None:
         self._split = True
@@ -108,10 +145,11 @@ class Runner:
                 self._add((following, number), fit(grad, following._input_metadata[number]))
 
 
-def _places(node: Any) -> list[Edge]:
-    if is_recv(node):
-        return [(node, number) for number in range(len(node._input_metadata))]
-    return [(node, 0)] if hasattr(node, "variable") else []
+def _run_leaf_hooks(node: Any, grad: torch.Tensor | None) -> torch.Tensor | None:
+    """The Python hooks of the node that would accumulate the gradient, had it been run."""
+    (grad,) = _run_hooks(node.register_prehook, [grad], ())
+    _run_hooks(node.register_hook, [], ((grad,),))
+    return grad
 
 
 def _call(node: Any, metadata: Sequence[Any], grads: list[Any]) -> list[Any]:
