@@ -69,6 +69,9 @@ class AutogradPort:
         self._agent.reactor.step_aside()
         event.wait()  # ends: each request that it waits for has a timeout, or its peer's death ends it
 
+    def step_aside(self) -> None:
+        self._agent.reactor.step_aside()
+
     def _send(self, to: int, send: Callable[[Peer], Future[Any]], done: Done) -> None:
         agent = self._agent
         peer = agent.peer_of(to)

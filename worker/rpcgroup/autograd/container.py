@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 from typing import Final
 
 import torch
@@ -175,21 +178,46 @@ class Container:
         edges = Send(roots)
         running = Pass(context, self.port, next(self._pass_ids), retain_graph, edges.next_functions)
         context.begin_pass(running)
-        ended = threading.Event()
-        errors: list[BaseException] = []
-
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                errors.append(error)
-            ended.set()
-
         try:
-            self._arrive(context, running, Arrival(ROOTS, grads, done))
-            self.port.wait(ended)
+            if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+                with torch.autograd.profiler.record_function("torch::distributed::autograd::backward"):
+                    self._run_profiled(context, running, grads)
+            else:
+                self._run(context, running, grads)
         finally:
             context.end_pass(running)
-        if errors:
-            raise errors[0]
+
+    def _run(self, context: DistAutogradContext, running: Pass, grads: list[torch.Tensor]) -> None:
+        ended = threading.Event()
+        result: list[BaseException | None] = []
+
+        def done(error: BaseException | None) -> None:
+            result.append(error)
+            ended.set()
+
+        self._arrive(context, running, Arrival(ROOTS, grads, done))
+        self.port.wait(ended)
+        if result[0] is not None:
+            raise result[0]
+
+    def _run_profiled(self, context: DistAutogradContext, running: Pass, grads: list[torch.Tensor]) -> None:
+        """All that this worker does for the pass is done by this thread, for its profile to see it."""
+        self.port.step_aside()
+        arrivals: SimpleQueue[Arrival | None] = SimpleQueue()
+        running.profiled = arrivals
+        result: list[BaseException | None] = []
+
+        def done(error: BaseException | None) -> None:
+            result.append(error)
+            arrivals.put(None)
+
+        arrival: Arrival | None = Arrival(ROOTS, grads, done)
+        while arrival is not None:
+            with self._within(context):
+                running.run(arrival)
+            arrival = arrivals.get()  # `done` ends it, as in `Port.wait`
+        if result[0] is not None:
+            raise result[0]
 
     def on_propagation(self, head: Head, grads: list[torch.Tensor | None], done: Done) -> None:
         """BACKWARD_AUTOGRAD_REQ; `done` is called when the answer is due. Raises as `retrieve` does."""
@@ -202,14 +230,20 @@ class Container:
         self._arrive(context, running, Arrival(head.message_id, grads, done))
 
     def _arrive(self, context: DistAutogradContext, running: Pass, arrival: Arrival) -> None:
-        outer = self.thread.context
-        self.thread.context = context  # for hooks and custom functions
-        try:
+        with self._within(context):
             running.arrive(arrival)
-        finally:
-            self.thread.context = outer
         if running.finished:
             context.end_pass(running)
+
+    @contextmanager
+    def _within(self, context: DistAutogradContext) -> Iterator[None]:
+        """For hooks and custom functions: the thread is in the context."""
+        outer = self.thread.context
+        self.thread.context = context
+        try:
+            yield
+        finally:
+            self.thread.context = outer
 
     # -- for those who look -------------------------------------------------------------------------------
 

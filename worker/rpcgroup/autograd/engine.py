@@ -12,12 +12,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from rpcgroup.autograd import ddp
-from rpcgroup.autograd.functions import RecvInfo, is_recv
+from rpcgroup.autograd.functions import RECV_NAME, SEND_NAME, RecvInfo, is_recv
 from rpcgroup.autograd.graph import Edge, LocalGraph
 from rpcgroup.autograd.messages import Head
 from rpcgroup.autograd.port import Done, Port
@@ -58,6 +60,8 @@ class Pass:
         roots: Sequence[Edge] = (),
     ) -> None:
         self.id = pass_id
+        self.profiled: SimpleQueue[Arrival | None] | None = None
+        """What arrives is put there, for the one thread that has a profile."""
         self._context = context
         self._port = port
         self._retain_graph = retain_graph
@@ -74,6 +78,12 @@ class Pass:
 
     def arrive(self, arrival: Arrival) -> None:
         """Run what it makes runnable, now or by the thread that is at it; `arrival.done` is called in the end."""
+        if self.profiled is not None:
+            self.profiled.put(arrival)
+        else:
+            self.run(arrival)
+
+    def run(self, arrival: Arrival) -> None:
         with self._lock:
             self._inbox.append(arrival)
             if self._running:
@@ -114,7 +124,8 @@ class Pass:
         answer = _Answer(batch, len(received))
         for info, grads in received:
             head = Head(info.context_id, info.message_id, pass_id=self.id, retain_graph=self._retain_graph)
-            self._port.propagate(info.sender, head, grads, answer.one_done)
+            with self._event(RECV_NAME):
+                self._port.propagate(info.sender, head, grads, answer.one_done)
 
     def _run_stage(self, batch: list[Arrival]) -> list[tuple[RecvInfo, list[Any]]]:
         """Returns what is to be sent on."""
@@ -125,7 +136,8 @@ class Pass:
             number, edges = self._entry(message_id)
             if not graph.arrive(number):
                 raise RuntimeError(f"the gradients of autograd message {message_id} arrived twice")
-            self._runner.put(edges, grads)
+            with self._event(SEND_NAME) if message_id != ROOTS else nullcontext():
+                self._runner.put(edges, grads)
         results = self._runner.run(graph.take())
         for leaf, grad in results.leaves:
             self._context.accumulate(leaf, grad)
@@ -154,6 +166,10 @@ class Pass:
             leaves = [node.variable for node in graph.terminals if hasattr(node, "variable")]
             self._runner.keep([leaf for leaf in leaves if id(leaf) in reduced])
         return graph
+
+    def _event(self, name: str) -> AbstractContextManager[Any]:
+        """Of a profile of the thread that called `backward`."""
+        return nullcontext() if self.profiled is None else torch.autograd.profiler.record_function(name)
 
     def _entry(self, message_id: int) -> tuple[int, Sequence[Edge]]:
         try:

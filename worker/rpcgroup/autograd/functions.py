@@ -11,7 +11,11 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-__all__ = ["Recv", "RecvInfo", "Send", "attach_recv", "is_recv"]
+__all__ = ["RECV_NAME", "SEND_NAME", "Recv", "RecvInfo", "Send", "attach_recv", "is_recv"]
+
+
+SEND_NAME: Final = "torch::distributed::autograd::SendRpcBackward"
+RECV_NAME: Final = "torch::distributed::autograd::RecvRpcBackward"
 
 
 class Send:
@@ -25,7 +29,7 @@ class Send:
             self._owners = [_Owner.apply(t) for t in tensors if isinstance(t.grad_fn, torch._C._FunctionBase)]
 
     def name(self) -> str:
-        return "torch::distributed::autograd::SendRpcBackward"
+        return SEND_NAME
 
 
 def _edge(tensor: torch.Tensor) -> tuple[Any, int]:
@@ -83,7 +87,7 @@ class Recv(torch.autograd.Function):
         )
 
 
-Recv._backward_cls.__name__ = "torch::distributed::autograd::RecvRpcBackward"
+Recv._backward_cls.__name__ = RECV_NAME
 _RECV_NODE: Final[type] = Recv._backward_cls
 
 

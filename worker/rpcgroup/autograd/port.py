@@ -35,3 +35,6 @@ class Port(Protocol):
 
     def wait(self, event: threading.Event) -> None:
         """Block until it is set."""
+
+    def step_aside(self) -> None:
+        """This thread is about to block."""
