@@ -35,7 +35,8 @@ class Send:
 def _edge(tensor: torch.Tensor) -> tuple[Any, int]:
     if tensor.grad_fn is None:
         with torch.enable_grad():
-            edge: tuple[Any, int] = _Owner.apply(tensor).grad_fn.next_functions[0]
+            owner = _Owner.apply(tensor)  # has a name: the node lives as long as it does
+        edge: tuple[Any, int] = owner.grad_fn.next_functions[0]
         return edge
     return tensor.grad_fn, tensor.output_nr
 
