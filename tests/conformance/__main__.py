@@ -81,7 +81,8 @@ def read_line(process: subprocess.Popen[str], timeout: float) -> dict[str, Any]:
     """The next answer; raises `TimeoutError`, and `OSError` where the process has ended."""
     assert process.stdout is not None
     lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.append(process.stdout.readline()), daemon=True)
+    output = process.stdout
+    reader = threading.Thread(target=lambda: lines.append(output.readline()), daemon=True)
     reader.start()
     reader.join(timeout)
     if not lines:

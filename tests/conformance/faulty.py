@@ -13,6 +13,6 @@ from torch.testing._internal.distributed.rpc.faulty_rpc_agent_test_fixture impor
 
 from tests.conformance.spawning import fork_from_server  # noqa: E402
 
-fork_from_server(__name__)
+fork_from_server()
 SUITES = rpc_utils.generate_tests("", FaultyRpcAgentTestFixture, rpc_utils.FAULTY_AGENT_TESTS, __name__)
 globals().update(SUITES)

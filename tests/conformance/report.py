@@ -36,7 +36,7 @@ def read_expected(path: Path) -> dict[str, str]:
     broken = [pair for pair in pairs if len(pair) != 2]
     if broken:
         raise ValueError(f"{path}: expected `Class.test: reason`, got {broken[0]}")
-    return {name: reason for name, reason in pairs}
+    return dict(pairs)  # type: ignore[arg-type]
 
 
 def unexpected(outcomes: list[Outcome], expected: dict[str, str]) -> list[str]:
@@ -51,7 +51,10 @@ def unexpected(outcomes: list[Outcome], expected: dict[str, str]) -> list[str]:
 
 
 def last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """Of what the test says, without torch's advice how to run it."""
+    lines = [
+        line.strip() for line in text.partition("\nTo execute this test")[0].splitlines() if line.strip()
+    ]
     return lines[-1][:200] if lines else ""
 
 

@@ -1,8 +1,8 @@
 """One process that runs tests, one after another as it is told: `python -m tests.conformance.shard SUITE`.
 
 It writes the names of its tests (`Class.test`) as a line of JSON, then reads such names and writes a line for each
-outcome. At the end of its input it ends. Everything that a test starts is in this process's group: what is left of it after the test
-is a fault of the test.
+outcome. At the end of its input it ends. Everything that a test starts is in this process's group: what is left of it
+after the test is a fault of the test.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, TextIO
 
+from tests.conformance.spawning import start_server
+
 __all__: list[str] = []
 
 SETTLE_SECONDS = 10.0
@@ -29,7 +31,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what tests print goes where their errors go
     logging.disable(logging.INFO)
-    suites: dict[str, Any] = import_module(f"tests.conformance.{sys.argv[1]}").SUITES
+    suite = f"tests.conformance.{sys.argv[1]}"
+    start_server(suite)  # it imports beside this process
+    suites: dict[str, Any] = import_module(suite).SUITES
     say(answers, tests=names(suites))
     for line in sys.stdin:
         class_name, _, test = line.strip().partition(".")

@@ -6,17 +6,23 @@ torch's suite spawns four interpreters for each test, which takes most of its ti
 from __future__ import annotations
 
 import multiprocessing
+from multiprocessing import forkserver
 from typing import Any
 
-__all__ = ["fork_from_server"]
+__all__ = ["fork_from_server", "start_server"]
 
 
-def fork_from_server(module: str) -> None:
-    """Let the suite's helper start its processes so; the server imports `module` first."""
+def start_server(module: str) -> None:
+    """Its processes will have imported `module`."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([module])
+    forkserver.ensure_running()
+
+
+def fork_from_server() -> None:
+    """Let the suite's helper start its processes so."""
     from torch.testing._internal.distributed.rpc_utils import SpawnHelper
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
 
     def _spawn_processes(self: Any) -> None:
         self._start_processes(context.Process)

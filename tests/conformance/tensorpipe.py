@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.rpc.tensorpipe_rpc_agent_test_fixture i
 
 from tests.conformance.spawning import fork_from_server  # noqa: E402
 
-fork_from_server(__name__)
+fork_from_server()
 SUITES = rpc_utils.generate_tests(
     "",
     TensorPipeRpcAgentTestFixture,

@@ -13,7 +13,7 @@ import torch.distributed
 
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 
-__all__ = ["OpenStore", "is_init_method", "open_store", "prefixed", "store_host"]
+__all__ = ["OpenStore", "is_init_method", "next_static", "open_store", "prefixed", "store_host"]
 
 DYNAMIC: Final = -1
 dist: Any = torch.distributed  # its stub exports nothing of this, and a torch may be built without it
@@ -65,6 +65,12 @@ def prefixed(store: Any, world_size: int | None) -> Any:
     with _lock:
         number, _inits = _inits, _inits + 1
     return dist.PrefixStore(f"rpcgroup/{number}", store)
+
+
+def next_static(store: Any) -> Any:
+    """Where in a store the next static group of this process would be."""
+    with _lock:
+        return dist.PrefixStore(f"rpcgroup/{_inits}", store)
 
 
 def store_host(store: Any) -> tuple[str, int] | None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from rpcgroup import contract
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.options import AgentOptions
-from rpcgroup.c10d import is_init_method, open_store, prefixed, store_host
+from rpcgroup.c10d import is_init_method, next_static, open_store, prefixed, store_host
 from rpcgroup.environment import Environment, has_secret, own_address, read_secret, read_tls_files
-from rpcgroup.errors import GroupError
+from rpcgroup.errors import GroupError, JoinError
 from rpcgroup.membership.rendezvous import Rendezvous
 from rpcgroup.membership.store.client import Store, StoreClient
 from rpcgroup.membership.store.dynamic import DynamicRendezvous
-from rpcgroup.membership.store.identity import group_identity, group_secret
+from rpcgroup.membership.store.identity import group_identity, group_secret, has_group
 from rpcgroup.membership.store.static import StaticRendezvous
 from rpcgroup.membership.url import open_rendezvous, parse_rendezvous_url
 from rpcgroup.transport.base import Transport
@@ -96,6 +96,11 @@ def _meet_at_url(url: str, rank: int) -> Meeting:
 
 def _meet_over_store(store: Store, rank: int, world_size: int | None) -> Meeting:
     served_at = store_host(store)
+    if world_size is None and has_group(StoreClient(next_static(store))):
+        raise JoinError(
+            "RPC group mixes statically and dynamically initialized members which is not supported. "
+            "Members of a static group are at this store: give all a world_size, or none"
+        )
     client = StoreClient(prefixed(store, world_size))
     return Meeting(
         DynamicRendezvous(client) if world_size is None else StaticRendezvous(client, world_size),

@@ -1,7 +1,14 @@
 from __future__ import annotations
 
 from rpcgroup.membership.store.client import Store, StoreClient
-from rpcgroup.membership.store.identity import group_identity, group_secret
+from rpcgroup.membership.store.identity import group_identity, group_secret, has_group
+
+
+def test_whether_somebody_has_met_here(store: Store) -> None:
+    client = StoreClient(store)
+    assert not has_group(client)
+    group_identity(client)
+    assert has_group(client)
 
 
 def test_the_first_to_ask_makes_it_for_all(store: Store) -> None:

@@ -9,12 +9,17 @@ from __future__ import annotations
 from rpcgroup.membership.record import new_token
 from rpcgroup.membership.store.client import StoreClient
 
-__all__ = ["group_identity", "group_secret"]
+__all__ = ["group_identity", "group_secret", "has_group"]
 
 
 def group_identity(client: StoreClient) -> str:
     """Random and the same for all: no two groups are taken for one, whatever keys they share with others."""
     return client.claim("group", new_token()[:12])
+
+
+def has_group(client: StoreClient) -> bool:
+    """Whether somebody has met here."""
+    return client.read("group") is not None
 
 
 def group_secret(client: StoreClient) -> bytes:
