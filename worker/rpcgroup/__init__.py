@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rpcgroup import errors, functions, nn
+    from rpcgroup import autograd, errors, functions, nn, optim
     from rpcgroup.agent.options import AgentOptions
     from rpcgroup.api import (
         get_worker_info,
@@ -47,12 +47,14 @@ __all__ = [
     "MemberState",
     "RRef",
     "WorkerInfo",
+    "autograd",
     "errors",
     "functions",
     "get_worker_info",
     "init_rpc",
     "nn",
     "on_drain",
+    "optim",
     "progress",
     "remote",
     "rpc_async",

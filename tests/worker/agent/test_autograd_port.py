@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rpcgroup.agent.options import AgentOptions
+from rpcgroup.autograd.context import DistAutogradContext
+from rpcgroup.errors import PeerUnreachableError
+from rpcgroup.functions import async_execution
+from rpcgroup.futures import Future
+from rpcgroup.rref.rref import RRef
 from rpcgroup.testing.cluster import LocalCluster
 from tests.worker.autograd.programs import (
     Step,
@@ -19,6 +30,8 @@ from tests.worker.autograd.programs import (
 
 EXAMPLES = int(os.environ.get("RPCGROUP_AUTOGRAD_GRAPHS", "40"))
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+PATIENCE = 30.0
 
 cluster: LocalCluster
 leaves_of: dict[str, list[torch.Tensor]] = {}
@@ -51,6 +64,10 @@ def run_here(
     return run_program(program, tensors, leaves[name], call)
 
 
+def copy_of(leaf: torch.Tensor) -> torch.Tensor:
+    return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+
+
 def assert_close(mine: Any, expected: Any, dtype: torch.dtype) -> None:
     if expected is None:
         assert mine is None or not mine.any()
@@ -59,6 +76,307 @@ def assert_close(mine: Any, expected: Any, dtype: torch.dtype) -> None:
         assert not expected.any()
         return
     torch.testing.assert_close(mine, expected, rtol=TOLERANCE[dtype] * 10, atol=TOLERANCE[dtype])
+
+
+@contextmanager
+def context_at(name: str) -> Iterator[DistAutogradContext]:
+    autograd = cluster.agent(name).autograd
+    context = autograd.new_context()
+    try:
+        yield context
+    finally:
+        autograd.release(context.id)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def contexts(*names: str) -> list[int]:
+    return [int(cluster.agent(name).autograd.debug_info()["num_autograd_contexts"]) for name in names]
+
+
+@pytest.fixture
+def group() -> Iterator[LocalCluster]:
+    global cluster
+    with LocalCluster("abc", options=AgentOptions(suspicion=0.5)) as cluster:
+        yield cluster
+
+
+def leaf(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, requires_grad=True)
+
+
+# What is called at other workers.
+def double(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def pass_on(x: torch.Tensor, *to: str) -> torch.Tensor:
+    """Through all of these workers and back, doubled by the last."""
+    me, rest = to[0], to[1:]
+    return cluster.agent(me).rpc_sync(rest[0], pass_on, (x, *rest)) if rest else double(x)
+
+
+def current_id(name: str) -> int:
+    return cluster.agent(name).autograd.current_context().id
+
+
+@async_execution
+def later(x: torch.Tensor, name: str) -> Future[torch.Tensor]:
+    return cluster.agent(name).rpc_async("c", double, (x,)).then(lambda done: done.wait() + 1)
+
+
+class Breaks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise ValueError("it breaks")
+
+
+def break_later(x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = Breaks.apply(x)
+    return result
+
+
+held = threading.Event()
+let_go = threading.Event()
+
+
+class Holds(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        held.set()
+        assert let_go.wait(PATIENCE)
+        return grads[0]
+
+
+def hold_later(x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = Holds.apply(x)
+    return result
+
+
+def test_gradients_go_to_the_context_and_not_to_grad(group: LocalCluster) -> None:
+    x, y = leaf(1, 2), leaf(3, 4)
+    a = group.agent("a")
+    with context_at("a") as context:
+        product = a.rpc_sync("b", torch.mul, (x, y))
+        assert context._known_worker_ids() == {group["b"].me.id}
+        a.autograd.backward(context.id, [product.sum()], False)
+        grads = context.gradients()
+    assert grads == {x: grads[x], y: grads[y]}
+    assert grads[x].tolist() == [3, 4] and grads[y].tolist() == [1, 2]
+    assert x.grad is None and y.grad is None
+
+
+def test_a_call_without_a_context_sends_leaves(group: LocalCluster) -> None:
+    result = group.agent("a").rpc_sync("b", double, (leaf(1),))
+    assert result.is_leaf and result.requires_grad
+
+
+@pytest.mark.parametrize("how", ["sync", "async", "remote", "method"])
+def test_every_kind_of_call(group: LocalCluster, how: str) -> None:
+    x = leaf(1, 2)
+    a = group.agent("a")
+    with context_at("a") as context:
+        if how == "sync":
+            result = a.rpc_sync("b", double, kwargs={"x": x})
+        elif how == "async":
+            result = a.rpc_async("b", later, (x, "b")).wait()
+        elif how == "remote":
+            result = a.remote("b", later, (x, "b")).to_here()
+        else:
+            result = a.remote("b", double, (x,)).rpc_sync().mul(2)
+        a.autograd.backward(context.id, [result.sum()], False)
+        assert context.gradients()[x].tolist() == [4 if how == "method" else 2] * 2
+
+
+def test_nested_tensors_and_what_needs_no_gradient(group: LocalCluster) -> None:
+    x, plain = leaf(1, 2), torch.ones(2)
+    a = group.agent("a")
+    with context_at("a") as context:
+        got = a.rpc_sync("b", echo, ({"x": [x, plain, x], "n": 3},))
+        assert got["x"][0] is got["x"][2] and got["n"] == 3
+        assert not got["x"][1].requires_grad
+        a.autograd.backward(context.id, [(got["x"][0] * got["x"][1]).sum()], False)
+        assert list(context.gradients()) == [x]
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def test_large_sparse_and_complex_tensors(group: LocalCluster) -> None:
+    large = torch.ones(300, 100, requires_grad=True)
+    sparse = torch.eye(3).to_sparse().requires_grad_()
+    z = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    a = group.agent("a")
+    with context_at("a") as context:
+        got = a.rpc_sync("b", echo, ([large, sparse, z.conj()],))
+        loss = got[0].sum() + torch.sparse.sum(got[1]) + (got[2] * 1j).real.sum()
+        a.autograd.backward(context.id, [loss], False)
+        grads = context.gradients()
+    assert grads[large].sum() == 30000
+    assert grads[sparse].to_dense().sum() == 3
+    (expected,) = torch.autograd.grad((z.conj() * 1j).real.sum(), z)
+    assert torch.equal(grads[z], expected)
+
+
+def test_a_graph_that_comes_back_to_a_worker(group: LocalCluster) -> None:
+    x = leaf(1, 2)
+    a = group.agent("a")
+    with context_at("a") as context:
+        h = x * 3
+        far = a.rpc_sync("b", pass_on, (h, "b", "c", "a", "b"))
+        a.autograd.backward(context.id, [(far * h).sum()], False)
+        assert context.gradients()[x].tolist() == [4 * 9, 8 * 9]
+
+
+def test_the_function_is_within_the_context_and_its_thread_is_not_afterwards(group: LocalCluster) -> None:
+    a = group.agent("a")
+    with context_at("a") as context:
+        assert a.rpc_sync("b", current_id, ("b",)) == context.id
+    with pytest.raises(RuntimeError, match="doesn't have a valid autograd context"):
+        a.rpc_sync("b", current_id, ("b",))
+
+
+def test_backward_again_adds_up(group: LocalCluster) -> None:
+    x = leaf(1)
+    a = group.agent("a")
+    with context_at("a") as context:
+        loss = a.rpc_sync("b", pass_on, (x, "b", "c")).sum()
+        for _ in range(3):
+            a.autograd.backward(context.id, [loss], True)
+        assert context.gradients()[x].tolist() == [6]
+
+
+def test_an_error_far_away_comes_back_and_names_the_worker(group: LocalCluster) -> None:
+    x = leaf(1)
+    a = group.agent("a")
+    b = group["b"].me.id
+    with context_at("a") as context:
+        broken = a.rpc_sync("c", double, (a.rpc_sync("b", break_later, (x,)),)).sum()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=f"Error on Node {b}: it breaks"):
+                a.autograd.backward(context.id, [broken], True)
+        fine = a.rpc_sync("b", double, (x,)).sum()
+        assert a.autograd.debug_info()["num_current_backward_passes"] == "0"
+        assert fine.requires_grad
+
+
+def test_an_error_here(group: LocalCluster) -> None:
+    a = group.agent("a")
+    with context_at("a") as context:
+        loss = break_later(a.rpc_sync("b", double, (leaf(1),))).sum()
+        with pytest.raises(RuntimeError, match=f"Error on Node {group['a'].me.id}: it breaks") as caught:
+            a.autograd.backward(context.id, [loss], False)
+        assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_worker_that_dies_in_a_pass_ends_it_and_is_named(group: LocalCluster) -> None:
+    held.clear()
+    let_go.clear()
+    a = group.agent("a")
+    with context_at("a") as context, ThreadPoolExecutor() as pool:
+        loss = a.rpc_sync("b", pass_on, (leaf(1), "b", "c")).sum()
+        loss = a.rpc_sync("c", hold_later, (loss,))
+        running = pool.submit(a.autograd.backward, context.id, [loss], False)
+        assert held.wait(PATIENCE)
+        group.evict("c")
+        try:
+            with pytest.raises(PeerUnreachableError, match=r"^c "):
+                running.result(PATIENCE)
+        finally:
+            let_go.set()
+    eventually(lambda: contexts("a", "b") == [0, 0])
+
+
+def test_a_context_is_released_everywhere(group: LocalCluster) -> None:
+    a = group.agent("a")
+    with context_at("a") as context:
+        a.rpc_sync("b", pass_on, (leaf(1), "b", "c"))
+        assert contexts("a", "b", "c") == [1, 1, 1]
+    with pytest.raises(RuntimeError, match=f"Could not find autograd context with id: {context.id}"):
+        a.autograd.retrieve(context.id)
+    eventually(lambda: contexts("a", "b", "c") == [0, 0, 0])
+
+
+def test_the_contexts_of_a_dead_worker_are_released(group: LocalCluster) -> None:
+    a = group.agent("a")
+    context = a.autograd.new_context()
+    a.rpc_sync("b", pass_on, (leaf(1), "b", "c"))
+    assert contexts("b", "c") == [1, 1]
+    a.thread.context = None
+    group.evict("a")
+    eventually(lambda: contexts("b", "c") == [0, 0])
+    assert context.released
+
+
+def test_what_only_a_dead_worker_knew_of_is_released(group: LocalCluster) -> None:
+    a = group.agent("a")
+    with context_at("a"):
+        a.rpc_sync("b", pass_on, (leaf(1), "b", "c"))
+        group.evict("b")
+        eventually(lambda: contexts("c") == [0])
+
+
+def test_a_call_that_outlives_its_context_is_an_ordinary_one(group: LocalCluster) -> None:
+    a = group.agent("a")
+    gate = threading.Event()
+    gates["late"] = gate
+    with context_at("a") as context:
+        future = a.rpc_async("b", wait_and_double, (leaf(1), "late"))
+        eventually(lambda: contexts("b") == [1])
+    eventually(lambda: contexts("b") == [0])
+    gate.set()
+    assert future.wait().tolist() == [2]
+    assert contexts("a", "b") == [0, 0] and context.released
+
+
+gates: dict[str, threading.Event] = {}
+
+
+def wait_and_double(x: torch.Tensor, gate: str) -> torch.Tensor:
+    assert gates[gate].wait(PATIENCE)
+    return x * 2
+
+
+def test_backward_from_a_reference(group: LocalCluster) -> None:
+    x = leaf(1, 2)
+    a = group.agent("a")
+    with context_at("a") as context:
+        loss = a.remote("b", torch.sum, (a.rpc_sync("c", double, (x,)),))
+        loss.backward(context.id)
+        assert context.gradients()[x].tolist() == [2, 2]
+        with pytest.raises(RuntimeError, match="require 'dist_autograd_ctx_id'"):
+            loss.backward()
+        with pytest.raises(RuntimeError, match="should contain a tensor"):
+            a.remote("b", echo, ("x",)).backward(context.id)
+
+
+def test_a_reference_on_its_owner() -> None:
+    with LocalCluster("a"):
+        x = leaf(1, 2)
+        RRef(x.sum()).backward()
+        assert x.grad is not None and x.grad.tolist() == [1, 1]
+
+
+def test_a_tensor_of_another_context(group: LocalCluster) -> None:
+    a = group.agent("a")
+    with context_at("a"):
+        old = a.rpc_sync("b", double, (leaf(1),))
+    with context_at("a") as context, pytest.raises(RuntimeError, match="bring it there again"):
+        a.autograd.backward(context.id, [old.sum()], False)
 
 
 def test_gradients_are_those_of_one_process() -> None:

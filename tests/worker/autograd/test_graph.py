@@ -79,7 +79,9 @@ def test_each_node_is_taken_once_when_all_before_it_are_there(random: Any, count
         node: edges(*random.sample(nodes[n + 1 :], random.randint(0, min(3, count - n - 1))))
         for n, node in enumerate(nodes)
     }
-    starts: list[Sequence[str]] = [random.sample(nodes, random.randint(0, min(2, count))) for _ in range(entries)]
+    starts: list[Sequence[str]] = [
+        random.sample(nodes, random.randint(0, min(2, count))) for _ in range(entries)
+    ]
     made = LocalGraph([[(n, 0) for n in some] for some in starts], lambda node: table[node])
     reach = {number: reachable(table, some) for number, some in enumerate(starts)}
     order = list(range(entries))
@@ -94,7 +96,9 @@ def test_each_node_is_taken_once_when_all_before_it_are_there(random: Any, count
         assert not taken & set(new) and len(set(new)) == len(new)
         taken |= set(new)
         everything: set[str] = set().union(*reach.values())
-        expected = {n for n in everything if all(number in heard for number, some in reach.items() if n in some)}
+        expected = {
+            n for n in everything if all(number in heard for number, some in reach.items() if n in some)
+        }
         assert taken == expected
         blocked = everything - taken
         for node in stage.early:

@@ -20,7 +20,8 @@ class Steps:
     def __init__(self, *entries: Sequence[torch.Tensor], retain_graph: bool = False) -> None:
         self.sends = [Send(tensors) for tensors in entries]
         self.graph = LocalGraph(
-            [send.next_functions for send in self.sends], lambda node: () if is_recv(node) else node.next_functions
+            [send.next_functions for send in self.sends],
+            lambda node: () if is_recv(node) else node.next_functions,
         )
         self.runner = Runner(retain_graph)
         self.leaves: dict[torch.Tensor, torch.Tensor] = {}

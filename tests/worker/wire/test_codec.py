@@ -421,3 +421,47 @@ def test_sections_that_do_not_fit_are_the_peers_fault() -> None:
     encoded = Codec().encode(([1],))
     with pytest.raises(RemoteProtocolError, match="do not fit"):
         Codec().decode(encoded.flags, Body(bytearray(encoded.body[:-10]), 0, None))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_tensors_that_require_grad_are_told_and_adopted_in_order(wrapped: bool) -> None:
+    x = torch.ones(2, requires_grad=True)
+    y, plain = x * 2, torch.ones(3)
+    values: tuple[Any, ...] = (y, plain, x)
+    if wrapped:
+        sparse = torch.eye(2).to_sparse().requires_grad_()
+        turned = torch.ones(2, dtype=torch.complex64, requires_grad=True).conj()
+        values = ({"values": [y, plain, x, sparse, turned, y]},)
+    sent: list[torch.Tensor] = []
+    codec = Codec()
+    flags, body, _ = codec.encode(values, sent=sent)
+    assert sent[0] is y and sent[1] is x and len(sent) == (4 if wrapped else 2)
+    adopted: list[torch.Tensor] = []
+
+    def adopt(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        assert all(tensor.requires_grad for tensor in tensors)
+        adopted.extend(tensor.detach() * 10 for tensor in tensors)
+        return adopted
+
+    decoded = codec.decode(flags, Body(body, 0, []), adopt=adopt)
+    if wrapped:
+        decoded = decoded[0]["values"]
+        assert decoded[3] is adopted[2] and decoded[3].is_sparse
+        assert decoded[4] is adopted[3] and decoded[4].tolist() == [10, 10]
+        assert decoded[5] is decoded[0]
+    assert decoded[0] is adopted[0] and decoded[0].tolist() == [20, 20]
+    assert decoded[2] is adopted[1]
+    assert decoded[1].tolist() == [1, 1, 1]
+
+
+def test_a_sparse_tensor_comes_back_as_it_was() -> None:
+    for sparse in (
+        torch.eye(3).to_sparse(),
+        torch.sparse_coo_tensor(torch.tensor([[0, 0]]), torch.ones(2, 4), (3, 4)),
+        torch.sparse_coo_tensor(torch.tensor([[1], [2]]), torch.ones(1), (3, 4), requires_grad=True),
+    ):
+        flags, body, _ = Codec().encode((sparse,))
+        (back,) = Codec().decode(flags, Body(body, 0, []))
+        assert back.is_sparse and back.requires_grad == sparse.requires_grad and back.is_leaf
+        assert back.is_coalesced() == sparse.is_coalesced()
+        assert back._nnz() == sparse._nnz() and torch.equal(back.to_dense(), sparse.to_dense())

@@ -275,6 +275,8 @@ class _Pickling:
     def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
         if can_travel(tensor):
             return self._attach(tensor)
+        if tensor.requires_grad and (tensor.is_conj() or tensor.is_neg()):
+            return self._reduce_tensor(tensor.resolve_conj().resolve_neg())  # connected to it
         if tensor.layout is _sparse_coo and tensor.is_cpu:
             # The two before it in the list are what it is made of.
             detached = tensor.detach()

@@ -1,0 +1,277 @@
+"""What one worker's contexts do, over a port that notes what it is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import rpcgroup.autograd as public
+from rpcgroup.autograd.container import Container, CurrentContext
+from rpcgroup.autograd.messages import Head
+from rpcgroup.autograd.port import Done
+from rpcgroup.errors import NotInitializedError, PeerUnreachableError
+
+ME, OTHER, THIRD = 11, 12, 13
+
+
+class NotingPort:
+    incarnation = ME
+    worker_id = 1
+
+    def __init__(self) -> None:
+        self.members = {ME, OTHER, THIRD}
+        self.cleanups: list[tuple[int, int, Done]] = []
+        self.propagated: list[tuple[int, Head, Sequence[torch.Tensor | None], Done]] = []
+        self.delayed: list[tuple[float, Callable[[], None]]] = []
+
+    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], done: Done) -> None:
+        self.propagated.append((to, head, grads, done))
+
+    def cleanup(self, to: int, context_id: int, done: Done) -> None:
+        self.cleanups.append((to, context_id, done))
+
+    def call_later(self, delay: float, fn: Callable[[], None]) -> None:
+        self.delayed.append((delay, fn))
+
+    def is_member(self, incarnation: int) -> bool:
+        return incarnation in self.members
+
+    def incarnation_of(self, worker_id: int) -> int | None:
+        return worker_id + 10 if worker_id + 10 in self.members else None
+
+    def wait(self, event: threading.Event) -> None:
+        assert event.wait(10)
+
+    def step_aside(self) -> None: ...
+
+
+@pytest.fixture
+def port() -> NotingPort:
+    return NotingPort()
+
+
+@pytest.fixture
+def container(port: NotingPort) -> Container:
+    return Container(port, CurrentContext())
+
+
+def received(container: Container, context_id: int, message_id: int = 5, sender: int = OTHER) -> torch.Tensor:
+    context = container.introduce(context_id, sender)
+    assert context is not None
+    return context.add_recv(message_id, sender, [torch.ones(2)])[0]
+
+
+def test_ids_begin_with_the_workers(container: Container) -> None:
+    context = container.new_context()
+    assert context.id >> 48 == 1 and context.id < container.max_id()
+    container.release(context.id)
+    assert container.new_context().id == context.id + 1
+    assert container.max_id() == (1 << 48) + 281474976710655
+
+
+def test_a_worker_that_comes_back_makes_other_contexts(port: NotingPort) -> None:
+    ids = []
+    for port.incarnation in (11, 14):
+        ids.append(Container(port, CurrentContext()).new_context().id)
+    assert ids[0] != ids[1] and {i >> 48 for i in ids} == {1}
+
+
+def test_a_thread_is_in_one_context(container: Container) -> None:
+    with pytest.raises(RuntimeError, match="doesn't have a valid autograd context"):
+        container.current_context()
+    context = container.new_context()
+    assert container.current_context() is context is container.retrieve(context.id)
+    with pytest.raises(RuntimeError, match="Already have an autograd context id for this thread"):
+        container.new_context()
+    container.release(context.id)
+    with pytest.raises(RuntimeError, match=f"Could not find autograd context with id: {context.id}"):
+        container.retrieve(context.id)
+    container.new_context()
+
+
+def test_those_who_were_called_are_told_of_the_release_until_they_answer(
+    container: Container, port: NotingPort
+) -> None:
+    context = container.new_context()
+    context.add_send(7, OTHER, 2, [])
+    context.add_send(8, THIRD, 3, [])
+    assert context._known_worker_ids() == {2, 3}
+    container.release(context.id)
+    assert [(to, context_id) for to, context_id, _ in port.cleanups] == [
+        (OTHER, context.id),
+        (THIRD, context.id),
+    ]
+    port.cleanups[0][2](None)
+    port.cleanups[1][2](TimeoutError())
+    (delay, again) = port.delayed.pop()
+    again()
+    port.cleanups[2][2](TimeoutError())
+    assert port.cleanups[2][0] == THIRD and port.delayed[0][0] > delay
+    port.members.remove(THIRD)
+    port.delayed.pop()[1]()
+    assert len(port.cleanups) == 3 and not port.delayed
+
+
+def test_a_release_is_passed_on_but_not_back(container: Container, port: NotingPort) -> None:
+    context = container.introduce(2 << 48, OTHER)
+    assert context is not None
+    context.add_send(7, OTHER, 2, [])
+    context.add_send(8, THIRD, 3, [])
+    for _ in range(2):
+        container.on_cleanup(context.id, OTHER)
+    assert [to for to, _, _ in port.cleanups] == [THIRD]
+
+
+def test_a_late_message_does_not_bring_a_context_back(container: Container) -> None:
+    container.on_cleanup(2 << 48, OTHER)
+    assert container.introduce(2 << 48, THIRD) is None
+    assert container.debug_info() == {"num_autograd_contexts": "0", "num_current_backward_passes": "0"}
+
+
+def test_a_context_dies_with_its_maker(container: Container) -> None:
+    context = container.introduce(3 << 48, OTHER)
+    assert context is not None and context.creator == THIRD
+    container.member_died(THIRD)
+    assert context.released
+
+
+def test_a_context_dies_with_the_last_who_would_tell_of_its_release(
+    container: Container, port: NotingPort
+) -> None:
+    mine = container.new_context()
+    mine.introducers.add(OTHER)  # it came back by OTHER
+    context = container.introduce(3 << 48, OTHER)
+    assert context is not None
+    container.introduce(3 << 48, THIRD)
+    container.member_died(OTHER)
+    assert not context.released
+    container.introduce(3 << 48, THIRD)
+    context.creator = None
+    container.member_died(THIRD)
+    assert context.released and not mine.released
+    port.members.remove(OTHER)
+    assert (late := container.introduce(4 << 48, OTHER)) is not None and late.released
+
+
+def test_backward_ends_when_all_that_was_sent_is_answered(container: Container, port: NotingPort) -> None:
+    context = container.new_context()
+    loss = (received(container, context.id) * 3).sum()
+    running = threading.Thread(target=container.backward, args=(context.id, [loss], False))
+    running.start()
+    while not port.propagated:
+        threading.Event().wait(0.001)
+    to, head, grads, done = port.propagated[0]
+    assert (to, head.context_id, head.message_id) == (OTHER, context.id, 5)
+    assert grads[0] is not None and grads[0].tolist() == [3, 3]
+    assert running.is_alive()
+    done(None)
+    running.join(10)
+    assert not running.is_alive()
+
+
+def test_gradients_that_arrive_are_answered_when_what_follows_is_done(
+    container: Container, port: NotingPort
+) -> None:
+    context = container.introduce(3 << 48, OTHER)
+    assert context is not None
+    x = torch.ones(2, requires_grad=True)
+    context.add_send(7, OTHER, None, [received(container, context.id) * x])
+    answers: list[BaseException | None] = []
+    container.on_propagation(Head(context.id, 7, pass_id=1), [torch.ones(2)], answers.append)
+    assert not answers and context.gradients()[x].tolist() == [1, 1]
+    failure = PeerUnreachableError("gone")
+    port.propagated[0][3](failure)
+    assert answers == [failure]
+
+
+def test_a_new_pass_takes_the_place_of_an_old_one(container: Container) -> None:
+    context = container.introduce(3 << 48, OTHER)
+    assert context is not None
+    x = torch.ones(1, requires_grad=True)
+    context.add_send(7, OTHER, None, [x])
+    context.add_send(8, OTHER, None, [x])
+    answers: list[BaseException | None] = []
+
+    def arrive(message_id: int, pass_id: int) -> None:
+        container.on_propagation(
+            Head(context.id, message_id, pass_id=pass_id), [torch.ones(1)], answers.append
+        )
+
+    arrive(7, 1)
+    arrive(7, 2)
+    assert not context.gradients()  # each pass lacks one
+    assert container.debug_info()["num_current_backward_passes"] == "1"
+    arrive(8, 2)
+    assert context.gradients()[x].tolist() == [2] and answers == [None] * 3
+    assert container.debug_info()["num_current_backward_passes"] == "0"
+    with pytest.raises(RuntimeError, match="earlier backward pass"):
+        arrive(8, 1)
+    arrive(9, 3)
+    assert "no send function" in str(answers[-1]) and "Error on Node 1" in str(answers[-1])
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ([], "No tensors provided for gradient computation"),
+        ([torch.ones(1)], "requires_grad not set on"),
+        ([torch.ones(2, requires_grad=True) * 2], "is not a scalar, all roots need to be scalar"),
+        ([torch.ones(1, requires_grad=True)], "does not have a valid gradient function"),
+    ],
+)
+def test_what_cannot_be_a_root(container: Container, given: Any, what: str) -> None:
+    with pytest.raises(RuntimeError, match=what):
+        container.backward(container.new_context().id, given, False)
+
+
+def test_several_roots_and_a_root_twice(container: Container) -> None:
+    x = torch.ones(2, requires_grad=True)
+    loss = (x * 2).sum()
+    context = container.new_context()
+    container.backward(context.id, [loss, loss, (x * 3).sum()], False)
+    assert context.gradients()[x].tolist() == [7, 7]
+
+
+def test_a_profile_sees_the_pass(container: Container, port: NotingPort) -> None:
+    context = container.new_context()
+    loss = received(container, context.id).sum()
+    port.propagate = lambda to, head, grads, done: done(None)  # type: ignore[method-assign]
+    with torch.autograd.profiler.profile() as profile:
+        container.backward(context.id, [loss], False)
+    names = {event.name for event in profile.function_events}  # type: ignore[union-attr]
+    assert {
+        "torch::distributed::autograd::backward",
+        "torch::distributed::autograd::RecvRpcBackward",
+    } <= names
+
+
+def test_a_closed_container_is_empty(container: Container) -> None:
+    context = container.new_context()
+    container.close()
+    container.close()
+    assert context.released and container.introduce(3 << 48, OTHER) is None
+
+
+def test_the_public_names(container: Container) -> None:
+    public.use_container(container)
+    try:
+        with public.context() as context_id:
+            assert public._current_context().id == context_id
+            assert public._retrieve_context(context_id)._context_id() == context_id
+            public._is_valid_context(context_id)
+            x = torch.ones(2, requires_grad=True)
+            public.backward(context_id, [(x * 2).sum()])
+            assert public.get_gradients(context_id)[x].tolist() == [2, 2]
+            for wrong in ((context_id, None), (None, None), (context_id, x), (context_id, [1])):
+                with pytest.raises(TypeError, match="incompatible function arguments"):
+                    public.backward(*wrong)  # type: ignore[arg-type]
+        assert public._get_debug_info()["num_autograd_contexts"] == "0"
+        assert public._get_max_id() == container.max_id() and public.is_available()
+    finally:
+        public.use_container(None)
+    with pytest.raises(NotInitializedError):
+        public.get_gradients(1)
