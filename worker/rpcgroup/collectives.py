@@ -220,7 +220,7 @@ def _contribute(
 
 
 def _absence(absent: list[str], id: _Id, timeout: float) -> str:
-    within = f" within {timeout:g} s" if timeout else ""
+    within = f" within {round(timeout, 1):g} s" if timeout else ""
     return f"{len(absent)} of {len(id.names)} members did not come{within}: {', '.join(absent[:20])}" + (
         ", ..." if len(absent) > 20 else ""
     )

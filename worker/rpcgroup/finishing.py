@@ -34,7 +34,7 @@ def finish_together(
 ) -> None:
     """All members end: wait until all have come here, then serve each other until nobody has work any more.
 
-    Nobody waits for the dead. Raises `GroupError` after `timeout` seconds (None: no limit), naming who has not come.
+    Nobody waits for the dead, and nobody calls anybody any more when this returns. Raises `GroupError` after `timeout` seconds (None: no limit), naming who has not come.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
 
@@ -56,4 +56,3 @@ def finish_together(
         agent.wait_until(is_idle, left())
         if meet(was_idle):
             break
-    agent.finish_serving(left())

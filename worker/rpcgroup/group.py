@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -68,6 +69,8 @@ class Group:
         self._drain_callbacks: list[Callable[[DrainRequest], None]] = []
         self._drain: DrainRequest | None = None
         self._drain_lock = threading.Lock()  # guards _drain, _drain_callbacks
+        self._parting = False
+        """All members of a static group end: that others go is no news."""
         self._ended = threading.Event()
         self._ending = threading.Lock()  # held by the one thread that ends the membership
         self.collectives = Collectives(agent, self._is_here)
@@ -82,6 +85,8 @@ class Group:
         agent.on_unknown = self._refresh
         if not rendezvous.has_leases:
             agent.on_caller_lost = self._look_after
+        if self.is_static:
+            agent.on_goodbye = self._goodbye
 
     def join(self, record: MemberRecord, timeout: float = JOIN_TIMEOUT) -> None:
         """Enter; raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`, having left nothing behind."""
@@ -229,31 +234,29 @@ class Group:
         with self._ending:
             if self._ended.is_set():
                 return
-            together = False
             try:
                 if graceful:
-                    together = self._finish_work(timeout)
+                    self._finish_work(timeout)
             finally:
-                self._end(together)
+                self._end()
 
-    def _finish_work(self, timeout: float | None) -> bool:
-        """True where the others end as well."""
+    def _finish_work(self, timeout: float | None) -> None:
         if timeout is None and self._drain:
             timeout = max(1.0, self._drain.deadline - time.time())
         if self.is_static:
             finish_together(self.agent, self.collectives, self._roster, timeout)
-            return True
+            self._parting = True
+            self.agent.finish_serving(LEAVE_TIMEOUT)
+            return
         self._update_state(MemberState.DRAINING)
         finish_alone(self.agent, IDLE_TIMEOUT if timeout is None else timeout)
-        return False
 
-    def _end(self, together: bool) -> None:
+    def _end(self) -> None:
         self._stats.close()
         self.collectives.close()
         # First, or peers that see the record go would drop my sessions under my links.
         self.agent.close_links()
-        if not together:
-            self._rendezvous.leave(LEAVE_TIMEOUT)
+        self._rendezvous.leave(LEAVE_TIMEOUT)
         self._rendezvous.close()
         use_context(None)
         use_container(None)
@@ -291,6 +294,8 @@ class Group:
         """Find out whether that member lives."""
 
         def look() -> None:
+            if self._parting:
+                return
             self._refresh()  # it may be so new that it is not known here
             self.agent.probe(incarnation)
 
@@ -307,7 +312,7 @@ class Group:
 
         That is told once of an incarnation: whom I alone cannot reach would come and go with each call.
         """
-        if name == self.name:
+        if name == self.name or self._parting:
             return
         with self._lock:
             record = self._tracker.members.get(name)
@@ -315,6 +320,15 @@ class Group:
                 return
             self._suspected.add(incarnation)
         self.agent.chores.submit(partial(self._suspect, record))
+
+    def _goodbye(self, incarnation: int) -> None:
+        """A member of a static group leaves before the others do, and tells it to those that it is connected to."""
+        if self._parting:
+            return
+        with self._lock:
+            record = next((r for r in self._tracker.members.values() if r.incarnation == incarnation), None)
+        if record is not None:
+            self.agent.chores.submit(partial(self._suspect, replace(record, state=MemberState.LEAVING)))
 
     def _suspect(self, record: MemberRecord) -> None:
         try:

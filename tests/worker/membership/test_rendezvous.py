@@ -234,7 +234,7 @@ def test_the_epoch_only_grows_and_is_the_same_for_all(place: Place, listeners: L
     seat.update(state=MemberState.READY)
     place.open().kv.put("unrelated", b"1")
     other.leave(TIMEOUT)
-    first.wait_for_names("w0")
+    first.wait(lambda me: me.gone("w1"))
     epochs = [view.epoch for view in first.views]
     assert epochs == sorted(set(epochs))
     assert {view.epoch for view in second.views} <= set(epochs)

@@ -113,6 +113,8 @@ class Agent:
         self.on_reachable: Callable[[str, int], None] = lambda name, incarnation: None
         self.on_caller_lost: Callable[[int], None] = lambda incarnation: None
         """The connection of one that calls here broke, without a goodbye."""
+        self.on_goodbye: Callable[[int], None] = lambda incarnation: None
+        """One that was connected has said that it leaves, and goes. It must not block."""
         self.on_unknown: Callable[[], None] = lambda: None
         """Before a name counts as unknown: there may be news of it."""
         self.on_refused: Callable[[str, int], None] = lambda name, incarnation: None
@@ -361,8 +363,11 @@ class Agent:
         # Copied at once: other threads add to it.
         for target in [key for key, ready in list(self._ready.items()) if ready is link]:
             self._ready.pop(target, None)
-        if not self.closing and not peer.gone:
-            self.on_unreachable(peer.name, peer.incarnation)
+        if self.closing or peer.gone:
+            return
+        if link.leaving:
+            self.on_goodbye(peer.incarnation)
+        self.on_unreachable(peer.name, peer.incarnation)
 
     def sessions(self) -> list[Session]:
         return list(self._sessions.values())
@@ -473,6 +478,8 @@ class Agent:
     def close_links(self) -> None:
         """Call nobody any more: pending calls fail."""
         self.closing = True
+        for session in self.sessions():
+            session.part()
         for link in self._links:
             channel = link.channel
             channel.queue(pack_frame(MessageType.GOODBYE, 0, 0, 0, 0, channel.acknowledgement()))

@@ -426,6 +426,7 @@ class Invocation:
 
     def _goodbye(self, session: Session, frame: Frame) -> None:
         session.leaving = True
+        self._agent.on_goodbye(session.peer.incarnation)
         self._agent.chores.submit(session.close)
 
     def refuse(self, session: Session, frame: Frame) -> None:

@@ -132,6 +132,13 @@ class Session:
             channel.queue(pack_frame(_GOODBYE, 0, 0, 0, 0, channel.acknowledgement()))
             channel.flush()
 
+    def part(self) -> None:
+        """The same, of a worker that ends at once: without waiting for room."""
+        channel = self.channel
+        if channel is not None:
+            channel.queue(pack_frame(_GOODBYE, 0, 0, 0, 0, channel.acknowledgement()))
+            channel.try_flush()
+
     @property
     def answers_arrived(self) -> bool:
         """The peer has acknowledged every answer, or is not connected."""

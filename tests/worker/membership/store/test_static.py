@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 from rpcgroup.errors import JoinError, RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest, RecordGone, RecordPut
+from rpcgroup.membership.store import static
 from rpcgroup.membership.store.client import Store, StoreClient
 from rpcgroup.membership.store.static import StaticRendezvous
 from rpcgroup.testing.rendezvous import RecordingListener
@@ -178,12 +178,10 @@ def test_a_suspect_is_gone_here_and_nowhere_else(connect: Connect) -> None:
     assert set(table.seats[1].view().members) == {"w0", "w1", "w2"}
 
 
-def test_who_has_left_is_not_taken_for_dead(connect: Connect) -> None:
+def test_who_has_said_goodbye_is_not_taken_for_dead(connect: Connect) -> None:
     table = Table(connect, 2)
     table.come([record(0), record(1)])
-    table.seats[1].leave(TIMEOUT)
-    table.seats[1].leave(TIMEOUT)
-    table.seats[0].suspect(table.seats[0].view().members["w1"])
+    table.seats[0].suspect(replace(record(1), state=MemberState.LEAVING))
     (gone,) = table.listeners[0].gone("w1")
     assert gone.state is MemberState.LEAVING
 
@@ -192,23 +190,32 @@ def test_who_has_left_hears_no_more(connect: Connect) -> None:
     table = Table(connect, 2)
     table.come([record(0), record(1)])
     table.seats[0].leave(TIMEOUT)
+    table.seats[0].leave(TIMEOUT)
     table.seats[0].suspect(table.seats[0].view().members["w1"])
     assert table.listeners[0].gone("w1") == []
 
 
 def test_rank_0_stays_until_the_others_know_the_verdict(connect: Connect) -> None:
     """Its process may be the one that serves the store."""
-    table = Table(connect, 2)
+    table = Table(connect, 3)
+    table.seats[2].give_up("w2", 2, "no room")
     with pytest.raises(JoinError):
-        table.seats[0].join(record(0), admit=admit_all, listener=table.listeners[0], timeout=SHORT)
-    StoreClient(connect()).put("member/1", record(1).to_json().decode())  # has come, has not read yet
+        table.seats[0].join(record(0), admit=admit_all, listener=table.listeners[0], timeout=TIMEOUT)
     closing = threading.Thread(target=table.seats[0].close)
-    began = time.monotonic()
     closing.start()
-    StoreClient(connect()).count("readers", 1)
+    with pytest.raises(JoinError, match="no room"):
+        table.seats[1].join(record(1), admit=admit_all, listener=table.listeners[1], timeout=TIMEOUT)
     closing.join(TIMEOUT)
     assert not closing.is_alive()
-    assert time.monotonic() - began < TIMEOUT
+    table.seats[0].close()
+
+
+def test_rank_0_does_not_wait_for_those_that_are_missing(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static, "LINGER_SECONDS", 1e6)
+    table = Table(connect, 3)
+    reasons(table.come([record(0), record(1)], timeout=SHORT))
     table.seats[0].close()
 
 

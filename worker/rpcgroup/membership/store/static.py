@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from rpcgroup.errors import JoinError, RendezvousError, RendezvousUnavailableError
-from rpcgroup.membership.record import MemberRecord, MemberState, new_token
+from rpcgroup.membership.record import MemberRecord, new_token
 from rpcgroup.membership.rendezvous import DrainRequest, GroupListener, GroupView, RecordGone, RecordPut
 from rpcgroup.membership.store.client import StoreClient
 from rpcgroup.membership.store.key_value import StoreKeyValue
@@ -27,24 +27,28 @@ __all__ = ["StaticRendezvous"]
 VERDICT: Final = "verdict"
 READERS: Final = "readers"
 """How many have read the verdict."""
-LINGER_SECONDS: Final = 1.0
-"""For the others to read the verdict, at the member whose process serves the store to them."""
+LINGER_PAUSE: Final = 0.005
+LINGER_SECONDS: Final = 5.0
+"""For the others to read the verdict, at the member whose process serves the store to them. They may be late."""
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Either the members by rank, or why there is no group."""
+    """Either the members by rank, or why there is no group. `missing` is how many will not read it."""
 
     members: tuple[MemberRecord, ...] = ()
     failure: str = ""
+    missing: int = 0
 
     def to_text(self) -> str:
-        return json.dumps({"members": [m.to_json().decode() for m in self.members], "failure": self.failure})
+        members = [member.to_json().decode() for member in self.members]
+        return json.dumps({"members": members, "failure": self.failure, "missing": self.missing})
 
     @classmethod
     def from_text(cls, text: str) -> _Verdict:
         raw = json.loads(text)
-        return cls(tuple(MemberRecord.from_json(m.encode(), 0) for m in raw["members"]), raw["failure"])
+        members = tuple(MemberRecord.from_json(m.encode(), 0) for m in raw["members"])
+        return cls(members, raw["failure"], raw["missing"])
 
 
 class StaticRendezvous:
@@ -60,6 +64,8 @@ class StaticRendezvous:
         self._world_size = world_size
         self._kv = StoreKeyValue(client)
         self._rank = -1
+        self._readers = 0
+        """How many read the verdict, before or after me."""
         self._listener: GroupListener | None = None
         self._lock = threading.Lock()  # guards _view, and that the listener is called once at a time
         self._view = GroupView(0, {})
@@ -82,7 +88,7 @@ class StaticRendezvous:
         self._rank = record.id
         mine = replace(record, token=record.token or new_token(), incarnation=record.id + 1)
         verdict = self._come(mine, admit, timeout)
-        self._client.count(READERS, 1)
+        self._heard(verdict)
         if verdict.failure:
             raise JoinError(verdict.failure)
         members = {m.name: m for m in verdict.members}
@@ -97,7 +103,7 @@ class StaticRendezvous:
         """This member cannot start: the others need not wait for it. Never raises."""
         self._rank = rank
         try:
-            self._decide(_Verdict(failure=f"{name} (rank {rank}) could not start: {reason}"))
+            self._heard(self._decide(_Verdict(failure=f"{name} (rank {rank}) could not start: {reason}")))
         except RendezvousUnavailableError:
             pass  # they will learn it from their own timeout
 
@@ -105,14 +111,9 @@ class StaticRendezvous:
         raise RendezvousError("the records of a static group do not change")
 
     def leave(self, timeout: float) -> None:
+        """Those that are connected hear it from the agent."""
         with self._lock:
-            listener, self._listener = self._listener, None
-        if listener is None:
-            return
-        try:
-            self._client.put(_left(self._rank), "1")
-        except RendezvousUnavailableError:
-            pass  # the others take me for dead, which is as good
+            self._listener = None
 
     def view(self) -> GroupView:
         return self._view
@@ -127,18 +128,13 @@ class StaticRendezvous:
         raise RendezvousError(f"{name!r} cannot be taken out: it is a member of a static group")
 
     def suspect(self, member: MemberRecord) -> None:
-        """It is gone, for this worker: with a farewell where it has left one."""
-        try:
-            left = self._client.has_all([_left(member.id)])
-        except RendezvousUnavailableError:
-            left = False
-        record = replace(member, state=MemberState.LEAVING) if left else member
+        """It is gone, for this worker. In state LEAVING it has said goodbye."""
         with self._lock:
             if self._listener is None or member.name not in self._view.members:
                 return
             members = {name: m for name, m in self._view.members.items() if name != member.name}
             self._view = GroupView(self._view.epoch + 1, members)
-            self._listener.on_view(self._view, [RecordGone(record)])
+            self._listener.on_view(self._view, [RecordGone(member)])
 
     def put_stats(self, stats: bytes) -> None:
         """Nobody looks at the stats of a group that meets over a store."""
@@ -192,7 +188,8 @@ class StaticRendezvous:
         members = [MemberRecord.from_json(text.encode(), 0) for text in texts.values() if text is not None]
         missing = [rank for rank, text in texts.items() if text is None]
         if missing:
-            return _Verdict(failure=_missing(missing, self._world_size, members, timeout))
+            failure = _missing(missing, self._world_size, members, timeout)
+            return _Verdict(failure=failure, missing=len(missing))
         ranks: dict[str, list[int]] = defaultdict(list)
         for member in members:
             ranks[member.name].append(member.id)
@@ -205,23 +202,22 @@ class StaticRendezvous:
             return _Verdict(failure=str(exc))
         return _Verdict(tuple(members))
 
+    def _heard(self, verdict: _Verdict) -> None:
+        self._readers = self._world_size - verdict.missing
+        self._client.count(READERS, 1)
+
     def _linger(self) -> None:
         """The process of rank 0 serves a TCPStore: it must not end before the others have read the verdict."""
         deadline = time.monotonic() + LINGER_SECONDS
         try:
-            there = sum(self._client.has_all([_member(rank)]) for rank in range(self._world_size))
-            while self._client.count(READERS) < there and time.monotonic() < deadline:
-                time.sleep(0.005)
+            while self._client.count(READERS) < self._readers and time.monotonic() < deadline:
+                time.sleep(LINGER_PAUSE)
         except RendezvousUnavailableError:
             pass
 
 
 def _member(rank: int) -> str:
     return f"member/{rank}"
-
-
-def _left(rank: int) -> str:
-    return f"left/{rank}"
 
 
 def _missing(missing: Sequence[int], size: int, members: Sequence[MemberRecord], timeout: float) -> str:

@@ -1,0 +1,143 @@
+"""Groups of real processes that meet over a file and over a port: see store_members.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpcgroup import contract
+from rpcgroup.agent.options import AgentOptions
+from rpcgroup.c10d import dist
+from rpcgroup.environment import Environment
+from rpcgroup.errors import GroupError
+from rpcgroup.meeting import meet
+from rpcgroup.membership.memory import MemoryRendezvous
+from rpcgroup.membership.record import MemberRecord
+from rpcgroup.membership.store.dynamic import DynamicRendezvous
+from rpcgroup.membership.store.static import StaticRendezvous
+
+PROGRAM = Path(__file__).parent / "store_members.py"
+PATIENCE = 100.0
+
+Run = Callable[[str], dict[int, Any]]
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("RPCGROUP_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=["file", "tcp"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    """What became of each member of a scenario, by rank."""
+    url = f"file://{tmp_path}/store"
+    if request.param == "tcp":
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+    def run(scenario: str) -> dict[int, Any]:
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), scenario, url],
+            capture_output=True,
+            timeout=PATIENCE,
+            text=True,
+            check=True,
+        )
+        return dict(json.loads(line) for line in done.stdout.splitlines())
+
+    return run
+
+
+def test_group_after_group_in_one_process(run: Run) -> None:
+    turns = run("cycles")
+    assert set(turns) == {0, 1, 2, 3}
+    assert set(turns.values()) in ({20}, {5}), turns
+
+
+def test_the_others_go_on_when_rank_0_ends_early(run: Run) -> None:
+    assert run("early_end") == {0: "left", 1: "met", 2: "met", 3: "met"}
+
+
+def test_one_that_cannot_start_fails_them_all_with_its_reason(run: Run) -> None:
+    reasons = run("failed_start")
+    assert "cannot read the group's secret" in reasons.pop(2)
+    (reason,) = set(reasons.values())
+    assert reason.startswith("w2 (rank 2) could not start: cannot read the group's secret")
+
+
+def test_one_that_does_not_come_is_named_by_all_who_do(run: Run) -> None:
+    reasons = run("missing")
+    assert reasons.pop(2) == ""
+    (reason,) = set(reasons.values())
+    assert reason.startswith("1 of 4 members did not come within 1.5 s: ranks 2; there are: w0 (rank 0)")
+
+
+def test_nobody_waits_at_the_end_for_one_that_died(run: Run) -> None:
+    assert run("death") == {1: "left", 2: "left", 3: "left"}
+
+
+def test_a_dynamic_group_hears_of_joins_leaves_and_deaths(run: Run) -> None:
+    results = run("dynamic")
+    assert results == {0: [["w1", "left"], ["w2", "left"], ["w3", "died"]], 1: "left", 2: "left"}
+
+
+# One process.
+def test_each_kind_of_place() -> None:
+    assert isinstance(meet("memory://p/n/g", None, 0, 2, 1.0).rendezvous, MemoryRendezvous)
+    static, dynamic = meet("", dist.HashStore(), 0, 2, 1.0), meet("", dist.HashStore(), 0, None, 1.0)
+    assert isinstance(static.rendezvous, StaticRendezvous)
+    assert isinstance(dynamic.rendezvous, DynamicRendezvous)
+    assert (static.world_size, dynamic.world_size) == (2, None)
+
+
+def test_a_store_wins_over_a_url() -> None:
+    assert isinstance(meet("memory://p/n/g", dist.HashStore(), 0, 2, 1.0).rendezvous, StaticRendezvous)
+
+
+def test_who_meets_over_a_store_agrees_on_identity_and_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, other = dist.HashStore(), dist.HashStore()
+    one, two, third = (meet("", s, 0, None, 1.0) for s in (store, store, other))
+    assert one.group() == two.group() != third.group()
+    assert one.secret() == two.secret() != third.secret()
+    monkeypatch.setenv(contract.ENV_SECRET, "given")
+    assert one.secret() == third.secret() == b"given"
+
+
+def test_who_cannot_make_its_agent_tells_the_others() -> None:
+    store = dist.HashStore()
+    meeting = meet("", store, 1, 2, 1.0)
+    meeting.give_up("w1", OSError("the port is taken"))
+    with pytest.raises(GroupError, match=r"w1 \(rank 1\) could not start: the port is taken"):
+        # The next group in this process would have another prefix.
+        StaticRendezvous(meeting.rendezvous._client, 2).join(  # type: ignore[attr-defined]
+            MemberRecord(name="w0", id=0),
+            admit=lambda last, others: None,
+            listener=None,
+            timeout=1.0,  # type: ignore[arg-type]
+        )
+
+
+def test_tls_needs_to_know_the_certificates_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (contract.ENV_TLS_CA_FILE, contract.ENV_TLS_CERT_FILE, contract.ENV_TLS_KEY_FILE):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    meeting = meet("", dist.HashStore(), 0, 2, 1.0)
+    with pytest.raises(GroupError, match=contract.ENV_GROUP):
+        meeting.make_agent("w0", Environment.read(), AgentOptions())
+    meeting.rendezvous.close()
+
+
+def test_the_address_to_listen_on() -> None:
+    agent = meet("", dist.HashStore(), 0, 1, 1.0).make_agent("w0", Environment.read(), AgentOptions())
+    try:
+        assert agent.address.startswith("tcp://")
+    finally:
+        agent.close()
