@@ -171,4 +171,7 @@ def and_runtime_error(cls: Any) -> Any:
 @functools.cache
 def _both(cls: Any) -> Any:
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_rpcgroup_original": cls}
-    return type(cls.__name__, (cls, RuntimeError), names)
+    try:
+        return type(cls.__name__, (cls, RuntimeError), names)
+    except TypeError:  # a metaclass or a final class of its own
+        return cls

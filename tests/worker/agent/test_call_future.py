@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import torch
 from torch.futures import collect_all, wait_all
 
 import rpcgroup.agent.call_future as call_future
@@ -43,12 +44,12 @@ def test_torch_has_the_name_that_is_replaced() -> None:
     )
 
 
-def test_a_future_has_no_torch_part_until_it_is_collected(agent: Agent) -> None:
+def test_a_future_has_no_torch_part_until_it_is_materialized(agent: Agent) -> None:
     future = agent.rpc_async("b", echo, (1,))
-    assert future.wait() == 1
-    assert not future._has_torch_part
     assert [f.wait() for f in collect_all([future]).wait()] == [1]
-    assert future._has_torch_part
+    assert not future._has_torch_part
+    future.materialize()
+    assert torch.futures.Future.wait(future) == 1
 
 
 def test_pending_futures_are_collected_when_their_answers_come(agent: Agent) -> None:

@@ -79,6 +79,16 @@ def test_its_own_type_and_where_it_was_raised(exc: Exception) -> None:
     assert "in caught" in text  # the remote traceback
 
 
+def test_what_torchs_programs_catch() -> None:
+    for exc in (KeyError("why"), OSError(2, "why"), ZeroDivisionError("why"), StopIteration("why")):
+        there = travelled(exc)
+        assert isinstance(there, RuntimeError)
+        assert isinstance(there, type(exc))
+        assert type(there).__name__ == type(exc).__name__
+    assert type(travelled(ValueError("why"))) is ValueError
+    assert type(travelled(TypeError("why"))) is TypeError
+
+
 def test_one_with_a_constructor_of_its_own_is_a_runtime_error_too() -> None:
     there = travelled(TwoArguments(7, "why"))
     assert isinstance(there, TwoArguments)
@@ -144,7 +154,7 @@ def test_an_exception_that_passes_many_workers_grows_by_a_line_each() -> None:
     first = len(exc.args[0])
     for n in range(1000):
         exc = rebuild_exception(describe_exception(caught(exc), f"WorkerInfo(id={n}, name=w)"))
-    assert type(exc) is KeyError
+    assert isinstance(exc, KeyError)
     assert exc.args[0].startswith(f"On {WHERE}:")
     assert exc.args[0].endswith("passed on by WorkerInfo(id=999, name=w)")
     assert len(exc.args[0]) < first + 1000 * 60

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,9 @@ import torch
 
 from rpcgroup import api
 from rpcgroup.errors import UnknownWorkerError
+from rpcgroup.finishing import rest_together
 from rpcgroup.group import Group
+from rpcgroup.rref.rref import RRef
 from rpcgroup.wire.exceptions import exception_text
 from rpcgroup.worker_info import WorkerInfo
 
@@ -36,6 +37,7 @@ class TensorPipeAgent(RpcAgent):
         self._world_size = world_size
         self._joined = False
         group.agent.invocation.on_failure = self._print
+        group.agent.references.before_remote = require_method
         self._gil_profiling = False
 
     # -- who is here --------------------------------------------------------------------------------------
@@ -111,26 +113,14 @@ class TensorPipeAgent(RpcAgent):
         `timeout` in seconds, 0 = none. Of a dynamic group only this worker's own calls are waited for.
         """
         self._joined = shutdown
-        agent, collectives = self.group.agent, self.group.collectives
-        deadline = time.monotonic() + timeout if timeout else math.inf
-
-        def left() -> float:
-            return max(deadline - time.monotonic(), 0.001)
-
-        def is_idle() -> bool:
-            return not agent.has_pending_calls() and agent.in_flight <= collectives.guests
-
+        group = self.group
         if not self.is_static_group:
-            agent.finish_calls(left())
+            group.agent.finish_calls(timeout or math.inf)
             return
-        names = [m.name for m in self.group.members()]
-        while True:
-            was_idle = is_idle()
-            agent.wait_until(is_idle, left())
-            if all(collectives.meet(was_idle, names, timeout and left()).values()):
-                break
+        names = group.roster or [member.name for member in group.members()]
+        rest_together(group.agent, group.collectives, names, timeout or None)
         if shutdown:
-            agent.finish_serving(left())
+            group.part()
 
     def sync(self) -> None:
         """torch's waits here for all to have their agents; `init_rpc` has done so."""
@@ -139,3 +129,10 @@ class TensorPipeAgent(RpcAgent):
         """Leave the group. Idempotent."""
         if api._group is self.group:
             api.shutdown(graceful=self._joined and not self.is_static_group)
+
+
+def require_method(rref: RRef[Any], name: str, timeout: float) -> None:
+    """torch asks for the type of the value before it makes a reference to a method's result: waits until it is there,
+    and raises what that raises, or `AttributeError`.
+    """
+    getattr(rref._get_type(timeout), name)

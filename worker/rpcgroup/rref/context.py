@@ -50,6 +50,8 @@ class RRefContext:
 
     def __init__(self, port: Port) -> None:
         self.port = port
+        self.before_remote: Callable[[RRef[Any], str, float], None] = lambda rref, name, timeout: None
+        """Called with each use of `rref.remote().name`; raises where it must not be made."""
         self._driver = Driver(port)
 
     # On the owner.

@@ -69,11 +69,9 @@ def owner_of(context: RRefContext, rref: RRef[Any]) -> WorkerInfoLike:
 def call_method(
     rref: RRef[Any], kind: CallKind, timeout: float, name: str, /, *args: Any, **kwargs: Any
 ) -> Any:
-    """At the caller: one call to the owner. For `remote` the type of the value is asked for first, as by torch: an
-    error would show only with the use of the reference.
-    """
+    """At the caller: one call to the owner, where torch first asks for the type of the value."""
     if kind == "remote":
-        getattr(rref._get_type(timeout), name)
+        rref._context.before_remote(rref, name, timeout)
     return _call_owner(rref, kind, timeout, run_method, (rref, name, args, kwargs))
 
 

@@ -11,8 +11,6 @@ import pickle
 import traceback
 from typing import Any
 
-import torch
-
 from rpcgroup.errors import SerializationError, and_runtime_error, original_type
 
 __all__ = ["describe_exception", "exception_text", "is_remote", "rebuild_exception"]
@@ -31,8 +29,9 @@ def describe_exception(exc: BaseException, where: str) -> bytes:
 def rebuild_exception(data: bytes | bytearray | memoryview) -> BaseException:
     """The exception to raise at the caller; a `RuntimeError` that says so where its type is not to be had.
 
-    One whose constructor wants more than a text is made without it, and is a `RuntimeError` as well as what it was:
-    programs for torch, which cannot make it at all, catch that.
+    It is a `RuntimeError` as well as what it was, but for ValueErrors and TypeErrors: all others arrive as that from
+    torch's RPC, and programs catch it. One whose constructor wants more than a text is made without it, and is a
+    `RuntimeError` always.
     """
     kind, name, text = pickle.loads(data)
     try:
@@ -80,8 +79,8 @@ def _rebuild(cls: Any, name: str, text: str) -> BaseException:
     if not issubclass(cls, Exception):
         # SystemExit or KeyboardInterrupt of the callee must not end the caller.
         return RuntimeError(text)
-    if cls is torch.jit.Error:
-        cls = and_runtime_error(cls)  # of scripted functions, torch's callers get RuntimeErrors
+    if not issubclass(cls, ValueError | TypeError):
+        cls = and_runtime_error(cls)
     rebuilt: Exception
     try:
         rebuilt = cls(text)
