@@ -29,7 +29,7 @@ run: $(READY)
 	@$(BIN)/python -m examples.digits.demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest tests --ignore tests/chaos --ignore tests/cluster -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests --ignore tests/chaos --ignore tests/cluster --ignore tests/conformance -n 2 --dist loadfile
 
 test-chaos: $(READY)
 	@RPCGROUP_CHAOS_RUNS=$${RPCGROUP_CHAOS_RUNS:-100} $(BIN)/python -m pytest tests/chaos
@@ -43,6 +43,7 @@ demo-cluster: $(READY)
 
 conformance: $(READY)
 	@$(BIN)/python -m tests.conformance $(ARGS)
+	@$(BIN)/python -m pytest tests/conformance
 
 conformance-all: $(READY)
 	@for run in 1 2 3; do $(BIN)/python -m tests.conformance $(ARGS) || exit 1; done
