@@ -39,6 +39,8 @@ __all__ = [
 T = TypeVar("T")
 WITHOUT_TIMEOUT: Final = 1800.0
 """Seconds for a static group to come together where calls have no timeout; torch's for process groups."""
+LEAST_PATIENCE: Final = 5.0
+"""Seconds that members of a static group have to come in any case: processes do not start at one moment."""
 SIGTERM_GRACE: Final = 25.0
 """Seconds that a SIGTERM gives: Kubernetes kills 30 s after it, by default."""
 
@@ -75,8 +77,8 @@ def init_rpc(
     - `etcd://HOST:PORT[,HOST:PORT]/NAMESPACE/GROUP`. With `world_size` it returns when that many members are there.
     - those of torch: `file://PATH`, `tcp://HOST:PORT`, `env://` (the default where MASTER_ADDR is set); or `store`,
       a store of `torch.distributed`. With `world_size` the group is static: each member gives its `rank`, all come,
-      and if one of them fails, all fail for the same reason, within the options' `rpc_timeout`. Without, it is
-      dynamic.
+      and if one of them fails, all fail for the same reason. They have the options' `rpc_timeout` to come, and 5 s
+      at least. Without `world_size` the group is dynamic.
 
     `init_method` may stand in `rpc_backend_options` as well. Raises `JoinError`, `MemberExistsError`,
     `RendezvousUnavailableError`, and `GroupError` for what is missing.
@@ -100,7 +102,8 @@ def init_rpc(
         in_pod = store is None and url == environment.rendezvous and environment.pod_name
         name = environment.name if in_pod and environment.name else known_as
         options = agent_options(backend_options)
-        meeting = meet(url, store, rank, world_size or None, options.rpc_timeout)
+        patience = max(options.rpc_timeout or WITHOUT_TIMEOUT, LEAST_PATIENCE)
+        meeting = meet(url, store, rank, world_size or None, patience)
         try:
             agent = meeting.make_agent(name, environment, options)
             record = _record(agent, known_as, environment, role, meeting.rank, labels or {}, backend_options)
@@ -109,7 +112,7 @@ def init_rpc(
             meeting.give_up(name, exc)
             raise
         if group.is_static:
-            group.join(record, options.rpc_timeout or WITHOUT_TIMEOUT)
+            group.join(record, patience)
         else:
             group.join(record)
         _group = group

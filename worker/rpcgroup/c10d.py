@@ -39,13 +39,12 @@ def is_init_method(url: str) -> bool:
 def open_store(init_method: str, rank: int, world_size: int | None, timeout: float) -> OpenStore:
     """The store behind `file://PATH`, `tcp://HOST:PORT` or `env://`; `world_size` None: a dynamic group.
 
-    Raises `RendezvousUnavailableError` where nobody serves it within `timeout` seconds (0 = torch's default of
-    30 minutes), and `RendezvousError` for what is not such a URL.
+    Raises `RendezvousUnavailableError` where nobody serves it within `timeout` seconds, and `RendezvousError` for
+    what is not such a URL.
     """
     url = _with_query(init_method, rank, world_size)
-    options = {"timeout": timedelta(seconds=timeout)} if timeout else {}
     try:
-        rendezvous = dist.rendezvous(url, **options)
+        rendezvous = dist.rendezvous(url, timeout=timedelta(seconds=timeout))
         store, found, _ = next(rendezvous)
     except ValueError as exc:
         raise RendezvousError(f"cannot meet at {init_method}: {exc}") from exc

@@ -11,10 +11,13 @@ from typing import Final
 from rpcgroup.agent.agent import Agent
 from rpcgroup.collectives import Collectives
 
-__all__ = ["finish_alone", "finish_together"]
+__all__ = ["finish_alone", "finish_together", "rest_together"]
 
 REFERENCES_TIMEOUT: Final = 1.0
 """Seconds for owners to answer that the references held here are deleted."""
+
+LEAST_SECONDS: Final = 0.001
+"""Of a timeout that is over: 0 would be none."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,25 +37,38 @@ def finish_together(
 ) -> None:
     """All members end: wait until all have come here, then serve each other until nobody has work any more.
 
-    Nobody waits for the dead, and nobody calls anybody any more when this returns. Raises `GroupError` after `timeout` seconds (None: no limit), naming who has not come.
+    Nobody waits for the dead, and nobody calls anybody any more when this returns. Raises `GroupError` after
+    `timeout` seconds (None: no limit), naming who has not come.
+    """
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    collectives.meet(None, names, 0.0 if timeout is None else timeout)
+    agent.finish_calls(max(deadline - time.monotonic(), LEAST_SECONDS))
+    agent.references.shutdown(REFERENCES_TIMEOUT)
+    rest_together(
+        agent,
+        collectives,
+        names,
+        None if timeout is None else max(deadline - time.monotonic(), LEAST_SECONDS),
+    )
+
+
+def rest_together(
+    agent: Agent, collectives: Collectives, names: Sequence[str], timeout: float | None
+) -> None:
+    """Serve each other until nobody has work any more; all members call this. Raises as `finish_together`.
+
+    Work that others give me keeps them from being idle: so a round of which all were idle at its begin is the last.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
 
     def left() -> float:
-        return max(deadline - time.monotonic(), 0.001)
-
-    def meet(value: bool) -> bool:
-        return all(collectives.meet(value, names, 0.0 if timeout is None else left()).values())
+        return max(deadline - time.monotonic(), LEAST_SECONDS)
 
     def is_idle() -> bool:
         return not agent.has_pending_calls() and agent.in_flight <= collectives.guests
 
-    meet(True)
-    agent.finish_calls(left())
-    agent.references.shutdown(REFERENCES_TIMEOUT)
-    # Work that others give me keeps them from being idle, so a round of which all were idle at its begin is the last.
     while True:
         was_idle = is_idle()
         agent.wait_until(is_idle, left())
-        if meet(was_idle):
-            break
+        if all(collectives.meet(was_idle, names, 0.0 if timeout is None else left()).values()):
+            return

@@ -70,11 +70,11 @@ class Group:
         self._drain: DrainRequest | None = None
         self._drain_lock = threading.Lock()  # guards _drain, _drain_callbacks
         self._parting = False
-        """All members of a static group end: that others go is no news."""
+        """All members end: that others go is no news."""
         self._ended = threading.Event()
         self._ending = threading.Lock()  # held by the one thread that ends the membership
         self.collectives = Collectives(agent, self._is_here)
-        self._roster: list[str] = []
+        self.roster: list[str] = []
         """Of a static group: the names of all who came, whatever became of them."""
         self._stats = StatsPublisher(agent, rendezvous, stats_interval)
         self.when_drained_unheard: Callable[[DrainRequest], None] | None = None
@@ -98,7 +98,7 @@ class Group:
             self._rendezvous.close()
             raise
         self._record = stored
-        self._roster = sorted(self._rendezvous.view().members) if self.is_static else []
+        self.roster = sorted(self._rendezvous.view().members) if self.is_static else []
         self.collectives.start()
         self.agent.start(stored)
         use_context(self.agent.references)
@@ -244,12 +244,16 @@ class Group:
         if timeout is None and self._drain:
             timeout = max(1.0, self._drain.deadline - time.time())
         if self.is_static:
-            finish_together(self.agent, self.collectives, self._roster, timeout)
-            self._parting = True
-            self.agent.finish_serving(LEAVE_TIMEOUT)
+            finish_together(self.agent, self.collectives, self.roster, timeout)
+            self.part()
             return
         self._update_state(MemberState.DRAINING)
         finish_alone(self.agent, IDLE_TIMEOUT if timeout is None else timeout)
+
+    def part(self) -> None:
+        """All members end, and nobody has work any more: refuse calls, and see that the last answers arrive."""
+        self._parting = True
+        self.agent.finish_serving(LEAVE_TIMEOUT)
 
     def _end(self) -> None:
         self._stats.close()

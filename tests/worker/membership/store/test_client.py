@@ -101,3 +101,13 @@ def test_a_store_that_fails_is_told_as_such() -> None:
     for use in uses:
         with pytest.raises(RendezvousUnavailableError, match=r"'k'.*Connection reset by peer"):
             use()  # type: ignore[no-untyped-call]
+
+
+def test_a_store_that_has_failed_is_not_asked_again(store: Store) -> None:
+    """A TCPStore whose server has ended writes a C++ traceback for every question."""
+    client = StoreClient(NoStore())  # type: ignore[arg-type]
+    with pytest.raises(RendezvousUnavailableError):
+        client.read("k")
+    client._store = store
+    with pytest.raises(RendezvousUnavailableError, match="Connection reset by peer"):
+        client.read("k")

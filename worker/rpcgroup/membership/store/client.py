@@ -36,7 +36,8 @@ class Store(Protocol):
 
 
 class StoreClient:
-    """Texts by key. All raise `RendezvousUnavailableError` where the store fails.
+    """Texts by key. All raise `RendezvousUnavailableError` where the store fails; once it has, it is not asked again:
+    the process that served it has ended.
 
     It looks again and again where a store would wait: a wait of `TCPStore` keeps its one connection from all
     other threads, and one of `FileStore` counts whole seconds.
@@ -44,32 +45,33 @@ class StoreClient:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._failure = ""
 
     def claim(self, key: str, text: str) -> str:
         """Put `text` there unless something is; returns what is there."""
-        with _away(key):
+        with self._asked(key):
             return self._store.compare_set(key, "", text).decode()
 
     def replace(self, key: str, before: str, text: str) -> bool:
         """Put `text`, which nobody else puts, in the place of `before`; false where something else stands there."""
-        with _away(key):
+        with self._asked(key):
             return self._store.compare_set(key, before, text).decode() == text
 
     def put(self, key: str, text: str) -> None:
-        with _away(key):
+        with self._asked(key):
             self._store.set(key, text)
 
     def read(self, key: str) -> str | None:
-        with _away(key):
+        with self._asked(key):
             return self._store.get(key).decode() if self._store.check([key]) else None
 
     def has_all(self, keys: Sequence[str]) -> bool:
-        with _away(keys[0]):
+        with self._asked(keys[0]):
             return self._store.check(list(keys))
 
     def count(self, key: str, more: int = 0) -> int:
         """Add to a counter; returns its value."""
-        with _away(key):
+        with self._asked(key):
             return self._store.add(key, more)
 
     def wait(self, key: str, deadline: float, watchers: int = 1) -> str | None:
@@ -83,13 +85,18 @@ class StoreClient:
             pause = min(pause * 1.5, longest)
         return text
 
+    @contextmanager
+    def _asked(self, key: str) -> Iterator[None]:
+        """c10d's errors are all RuntimeErrors."""
+        if self._failure:
+            raise self._unavailable(key)
+        try:
+            yield
+        except RuntimeError as exc:
+            self._failure = str(exc) or type(exc).__name__
+            raise self._unavailable(key) from exc
 
-@contextmanager
-def _away(key: str) -> Iterator[None]:
-    """c10d's errors are all RuntimeErrors."""
-    try:
-        yield
-    except RuntimeError as exc:
-        raise RendezvousUnavailableError(
-            f"the store where the group meets does not answer (key {key!r}): {exc}"
-        ) from exc
+    def _unavailable(self, key: str) -> RendezvousUnavailableError:
+        return RendezvousUnavailableError(
+            f"the store where the group meets does not answer (key {key!r}): {self._failure}"
+        )
