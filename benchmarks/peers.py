@@ -9,7 +9,8 @@ import importlib
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
@@ -56,6 +57,10 @@ def echo(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * 2
+
+
 def bounce(module: str, here: str, there: str, depth: int) -> None:
     """Call back and forth: at depth n, n calls wait in two processes."""
     if depth:
@@ -67,6 +72,7 @@ class _TorchShaped:
     """What `torch.distributed.rpc` and `rpcgroup` have in common: all but how one joins."""
 
     module: str
+    autograd: str
     polls_when_idle: ClassVar[bool] = False
 
     def __init__(self, meeting: Meeting) -> None:
@@ -86,6 +92,17 @@ class _TorchShaped:
     def nest(self, depth: int) -> None:
         bounce(self.module, CLIENT, SERVER, depth)
 
+    @contextmanager
+    def chain(self, hops: int) -> Iterator[Callable[[], None]]:
+        """A graph that goes there and back until it has crossed so many times; gives its backward pass."""
+        autograd: Any = importlib.import_module(self.autograd)
+        with autograd.context() as context_id:
+            value = torch.ones(16, requires_grad=True)
+            for _ in range(hops // 2):
+                value = self.rpc.rpc_sync(SERVER, double, args=(value,))
+            loss = value.sum()
+            yield lambda: autograd.backward(context_id, [loss], True)
+
     def fetch(self) -> None:
         """Create a value over there and bring it here."""
         self.rpc.remote(SERVER, noop).to_here()
@@ -95,6 +112,7 @@ class RpcGroup(_TorchShaped):
     """This project, all of its semantics on: etcd, handshake, timeouts, acknowledgements."""
 
     module = "rpcgroup"
+    autograd = "rpcgroup.autograd"
 
     def open(self, name: str) -> None:
         os.environ.update(self.meeting.environment)
@@ -108,6 +126,7 @@ class TorchTcp(_TorchShaped):
     """Torch RPC as two pods get it: TensorPipe over TCP."""
 
     module = "torch.distributed.rpc"
+    autograd = "torch.distributed.autograd"
     options: Mapping[str, Any] = MappingProxyType({"_transports": ["uv"]})
 
     def open(self, name: str) -> None:

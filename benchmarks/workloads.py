@@ -18,7 +18,7 @@ KB, MB = 1 << 10, 1 << 20
 
 @dataclass(frozen=True)
 class Bar:
-    """The ratio to torch over TCP that issue 3 asks for."""
+    """The ratio to torch over TCP that issue 3 asks for; issue 5 for backward passes."""
 
     ratio: float
     at_least: bool
@@ -119,6 +119,16 @@ def fetch(peer: Any, seconds: float) -> list[float]:
     return repeat(peer.fetch, seconds)
 
 
+def backward(hops: int) -> Callable[[Any, float], list[float]]:
+    """Backward passes over one graph, which is made before."""
+
+    def slice_(peer: Any, seconds: float) -> list[float]:
+        with peer.chain(hops) as run:
+            return repeat(run, seconds)
+
+    return slice_
+
+
 def p50_us(times: list[float]) -> float:
     return statistics.median(times) * 1e6
 
@@ -164,6 +174,12 @@ WORKLOADS: tuple[Workload, ...] = (
         nest(200),
         (Metric("nested calls, depth 200", "ms", p50_ms, at_most(0.5)),),
         instead=(("torch tcp", "torch tcp, 256 threads"), ("torch default", "")),
+    ),
+    Workload(
+        "backward-20",
+        "chain",
+        backward(20),
+        (Metric("backward over 20 hops, p50", "ms", p50_ms, at_most(0.8)),),
     ),
     Workload("fetch", "fetch", fetch, (Metric("remote + to_here, p50", "us", p50_us),)),
 )

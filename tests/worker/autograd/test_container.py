@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -12,8 +14,8 @@ import torch
 import rpcgroup.autograd as public
 from rpcgroup.autograd.container import Container, CurrentContext
 from rpcgroup.autograd.messages import Head
-from rpcgroup.autograd.port import Done
-from rpcgroup.errors import NotInitializedError, PeerUnreachableError
+from rpcgroup.autograd.port import Done, Lost, Outgoing
+from rpcgroup.errors import CallTimeoutError, NotInitializedError, PeerUnreachableError
 
 ME, OTHER, THIRD = 11, 12, 13
 
@@ -21,15 +23,24 @@ ME, OTHER, THIRD = 11, 12, 13
 class NotingPort:
     incarnation = ME
     worker_id = 1
+    rpc_timeout = 10.0
 
     def __init__(self) -> None:
         self.members = {ME, OTHER, THIRD}
         self.cleanups: list[tuple[int, int, Done]] = []
-        self.propagated: list[tuple[int, Head, Sequence[torch.Tensor | None], Done]] = []
+        self.propagated: list[tuple[int, Head, Sequence[torch.Tensor | None], Lost]] = []
+        self.reports: list[tuple[Head, Outgoing]] = []
+        self.forgotten: list[Lost] = []
         self.delayed: list[tuple[float, Callable[[], None]]] = []
 
-    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], done: Done) -> None:
-        self.propagated.append((to, head, grads, done))
+    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost) -> None:
+        self.propagated.append((to, head, grads, lost))
+
+    def report(self, head: Head, outcome: Outgoing) -> None:
+        self.reports.append((head, outcome))
+
+    def forget(self, lost: Lost) -> None:
+        self.forgotten.append(lost)
 
     def cleanup(self, to: int, context_id: int, done: Done) -> None:
         self.cleanups.append((to, context_id, done))
@@ -43,8 +54,8 @@ class NotingPort:
     def incarnation_of(self, worker_id: int) -> int | None:
         return worker_id + 10 if worker_id + 10 in self.members else None
 
-    def wait(self, event: threading.Event) -> None:
-        assert event.wait(10)
+    def wait(self, event: threading.Event, timeout: float | None) -> bool:
+        return event.wait(timeout)
 
     def step_aside(self) -> None: ...
 
@@ -157,61 +168,115 @@ def test_a_context_dies_with_the_last_who_would_tell_of_its_release(
     assert (late := container.introduce(4 << 48, OTHER)) is not None and late.released
 
 
-def test_backward_ends_when_all_that_was_sent_is_answered(container: Container, port: NotingPort) -> None:
-    context = container.new_context()
-    loss = (received(container, context.id) * 3).sum()
-    running = threading.Thread(target=container.backward, args=(context.id, [loss], False))
-    running.start()
-    while not port.propagated:
-        threading.Event().wait(0.001)
-    to, head, grads, done = port.propagated[0]
-    assert (to, head.context_id, head.message_id) == (OTHER, context.id, 5)
-    assert grads[0] is not None and grads[0].tolist() == [3, 3]
-    assert running.is_alive()
-    done(None)
-    running.join(10)
-    assert not running.is_alive()
+def background(container: Container, loss: torch.Tensor, context_id: int) -> Future[None]:
+    """A backward pass that runs in a thread of its own, which its end ends."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(container.backward(context_id, [loss], False))
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=run).start()
+    return future
 
 
-def test_gradients_that_arrive_are_answered_when_what_follows_is_done(
+def propagated(port: NotingPort, count: int) -> None:
+    deadline = time.monotonic() + 10
+    while len(port.propagated) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_backward_ends_when_all_that_was_sent_is_accounted_for(
     container: Container, port: NotingPort
 ) -> None:
+    context = container.new_context()
+    loss = (received(container, context.id) * 3).sum() + received(container, context.id, 6, THIRD).sum()
+    future = background(container, loss, context.id)
+    propagated(port, 2)
+    (to, first, grads, lost), (_, second, _, _) = sorted(port.propagated, key=lambda sent: sent[0])
+    assert (to, first.context_id, first.message_id, first.origin) == (OTHER, context.id, 5, ME)
+    assert grads[0] is not None and grads[0].tolist() == [3, 3]
+    assert (second.message_id, first.weight, second.weight) == (6, 1, 1)
+    container.on_outcome(first, [first.weight])
+    container.on_outcome(second, [2])
+    assert not future.done()
+    container.on_outcome(second, [2])
+    future.result(10)
+    assert lost in port.forgotten
+    container.on_outcome(second, [2])  # late, and of no interest
+
+
+@pytest.mark.parametrize("how", ["error", "lost", "timeout"])
+def test_backward_ends_with_the_first_error(container: Container, port: NotingPort, how: str) -> None:
+    context = container.new_context()
+    if how == "timeout":
+        port.rpc_timeout = 0.01
+    future = background(container, received(container, context.id).sum(), context.id)
+    propagated(port, 1)
+    _, head, _, lost = port.propagated[0]
+    if how == "error":
+        container.on_outcome(head, ValueError("there"))
+    elif how == "lost":
+        lost(PeerUnreachableError("it died"))
+    expected = {"error": ValueError, "lost": PeerUnreachableError, "timeout": CallTimeoutError}[how]
+    with pytest.raises(expected):
+        future.result(10)
+
+
+def test_gradients_that_arrive_are_sent_on_with_their_weight(container: Container, port: NotingPort) -> None:
     context = container.introduce(3 << 48, OTHER)
     assert context is not None
     x = torch.ones(2, requires_grad=True)
     context.add_send(7, OTHER, None, [received(container, context.id) * x])
-    answers: list[BaseException | None] = []
-    container.on_propagation(Head(context.id, 7, pass_id=1), [torch.ones(2)], answers.append)
-    assert not answers and context.gradients()[x].tolist() == [1, 1]
-    failure = PeerUnreachableError("gone")
-    port.propagated[0][3](failure)
-    assert answers == [failure]
+    context.add_send(8, OTHER, None, [x])
+    head = Head(context.id, 7, pass_id=1, origin=THIRD, weight=4)
+    container.on_propagation(head, [torch.ones(2)])
+    to, sent, _, lost = port.propagated[0]
+    assert to == OTHER and sent == head._replace(message_id=5) and not port.reports
+    container.on_propagation(head._replace(message_id=8, weight=6), [None])
+    assert port.reports == [(head, [6])]  # nothing is left to send
+    assert context.gradients()[x].tolist() == [1, 1]
+    failure = PeerUnreachableError("it died")
+    lost(failure)
+    assert port.reports[1] == (head, failure)
 
 
-def test_a_new_pass_takes_the_place_of_an_old_one(container: Container) -> None:
+def test_what_goes_wrong_is_reported_to_the_caller_of_the_pass(
+    container: Container, port: NotingPort
+) -> None:
+    head = Head(3 << 48, 7, pass_id=1, origin=THIRD)
+    container.on_propagation(head, [None])
+    context = container.introduce(3 << 48, OTHER)
+    assert context is not None
+    container.on_propagation(head, [None])
+    assert [str(outcome) for _, outcome in port.reports] == [
+        f"Could not find autograd context with id: {3 << 48}",
+        f"Error on Node 1: autograd message 7 has no send function in context {3 << 48}",
+    ]
+
+
+def test_a_new_pass_takes_the_place_of_an_old_one(container: Container, port: NotingPort) -> None:
     context = container.introduce(3 << 48, OTHER)
     assert context is not None
     x = torch.ones(1, requires_grad=True)
     context.add_send(7, OTHER, None, [x])
     context.add_send(8, OTHER, None, [x])
-    answers: list[BaseException | None] = []
 
     def arrive(message_id: int, pass_id: int) -> None:
-        container.on_propagation(
-            Head(context.id, message_id, pass_id=pass_id), [torch.ones(1)], answers.append
-        )
+        container.on_propagation(Head(context.id, message_id, pass_id=pass_id, origin=OTHER), [torch.ones(1)])
 
     arrive(7, 1)
     arrive(7, 2)
     assert not context.gradients()  # each pass lacks one
     assert container.debug_info()["num_current_backward_passes"] == "1"
     arrive(8, 2)
-    assert context.gradients()[x].tolist() == [2] and answers == [None] * 3
+    assert context.gradients()[x].tolist() == [2]
     assert container.debug_info()["num_current_backward_passes"] == "0"
-    with pytest.raises(RuntimeError, match="earlier backward pass"):
-        arrive(8, 1)
-    arrive(9, 3)
-    assert "no send function" in str(answers[-1]) and "Error on Node 1" in str(answers[-1])
+    arrive(8, 1)
+    assert "earlier backward pass" in str(port.reports[-1][1])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +304,7 @@ def test_several_roots_and_a_root_twice(container: Container) -> None:
 def test_a_profile_sees_the_pass(container: Container, port: NotingPort) -> None:
     context = container.new_context()
     loss = received(container, context.id).sum()
-    port.propagate = lambda to, head, grads, done: done(None)  # type: ignore[method-assign]
+    port.propagate = lambda to, head, grads, lost: container.on_outcome(head, [0])  # type: ignore[method-assign]
     with torch.autograd.profiler.profile() as profile:
         container.backward(context.id, [loss], False)
     names = {event.name for event in profile.function_events}  # type: ignore[union-attr]

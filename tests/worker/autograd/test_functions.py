@@ -7,7 +7,7 @@ import torch
 
 from rpcgroup.autograd.functions import RecvInfo, Send, attach_recv, is_recv
 
-INFO = RecvInfo(1, 2, 3)
+INFO = RecvInfo(1, 2, 3, 2)
 
 
 def test_received_tensors_are_outputs_of_one_node() -> None:

@@ -12,7 +12,7 @@ from rpcgroup.wire.frames import Body
     [
         Head(0),
         Head(5 << 48 | 7, 3 << 48 | 9, 3),
-        Head((1 << 60) << 48 | 7, pass_id=(1 << 63) << 48 | (1 << 48) - 1, retain_graph=True),
+        Head((1 << 60) << 48 | 7, 1, 2, (1 << 63) << 48 | (1 << 48) - 1, 1 << 60, 77, True),
     ],
 )
 def test_a_head_comes_back(head: Head) -> None:

@@ -150,7 +150,7 @@ def test_hooks_of_a_leafs_node() -> None:
 
 
 def test_a_recv_gets_all_its_gradients_at_once() -> None:
-    _, (a, b, c) = attach_recv(RecvInfo(1, 2, 3), [torch.ones(2), torch.ones(1), torch.ones(1)])
+    _, (a, b, c) = attach_recv(RecvInfo(1, 2, 3, 3), [torch.ones(2), torch.ones(1), torch.ones(1)])
     steps = Steps([(a * 2).sum()], [b * 3])
     assert not steps.step(0, torch.ones(())).received
     steps.step(1, torch.ones(1))
@@ -161,7 +161,7 @@ def test_a_recv_gets_all_its_gradients_at_once() -> None:
 
 
 def test_a_recv_that_no_gradient_reaches_is_told_all_the_same() -> None:
-    _, (a,) = attach_recv(RecvInfo(1, 2, 3), [torch.ones(2)])
+    _, (a,) = attach_recv(RecvInfo(1, 2, 3, 1), [torch.ones(2)])
     steps = Steps([], [a * 1])
     steps.step(1, None)
     assert [grads for _, grads in steps.received] == [[None]]
@@ -231,7 +231,7 @@ def test_the_graph_is_retained_or_not(retain: bool) -> None:
 def test_kept_leaves_are_accumulated_by_torch_and_given_back() -> None:
     x, y = leaf(1.0), leaf(2.0)
     x.grad, y.grad = torch.tensor([7.0]), torch.tensor([8.0])
-    _, (received,) = attach_recv(RecvInfo(1, 2, 3), [torch.ones(1)])
+    _, (received,) = attach_recv(RecvInfo(1, 2, 3, 1), [torch.ones(1)])
     seen: list[Any] = []
     x.register_post_accumulate_grad_hook(lambda leaf: seen.append(leaf.grad))
     steps = Steps([(x * y * 3 * received).sum()])

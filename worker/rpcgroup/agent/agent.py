@@ -404,7 +404,7 @@ class Agent:
     def check_silence(self) -> None:
         """Give up connections whose host has gone quiet while it owes an answer."""
         for link in self._links:
-            if link.pending and not link.channel.broken:
+            if (link.pending or link.listeners) and not link.channel.broken:
                 silence = link.channel.stream.silence()
                 if silence > self.options.silence:
                     _log.warning(

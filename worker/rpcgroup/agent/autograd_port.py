@@ -16,10 +16,11 @@ import torch
 from rpcgroup.agent.call_future import CallFuture
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.messages import Head, head_of, unwrap
-from rpcgroup.autograd.port import Done
+from rpcgroup.autograd.port import Done, Lost, Outgoing
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.futures import Future
 from rpcgroup.wire.codec import FORMAT_MASK, Encoded
+from rpcgroup.wire.exceptions import describe_exception
 from rpcgroup.wire.frames import Body
 from rpcgroup.wire.messages import MessageType
 
@@ -35,6 +36,7 @@ CLEANUP_TIMEOUT: Final = 5.0
 """Seconds for one attempt; it is repeated."""
 _FORWARD: Final = int(MessageType.FORWARD_AUTOGRAD_REQ)
 _BACKWARD: Final = int(MessageType.BACKWARD_AUTOGRAD_REQ)
+_OUTCOME: Final = int(MessageType.BACKWARD_AUTOGRAD_RESP)
 _CLEANUP: Final = int(MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ)
 
 
@@ -43,18 +45,50 @@ class AutogradPort:
         self._agent = agent
         self.incarnation = agent.identity.incarnation
         self.worker_id = agent.info.id
+        self._watches: dict[Lost, Link] = {}
+        """The links whose failure somebody wants to hear of."""
 
-    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], done: Done) -> None:
-        if to == self.incarnation:
-            try:
-                self._agent.autograd.on_propagation(head, list(grads), done)
-            except Exception as exc:
-                done(exc)
-            return
-        self._send(to, partial(self._send_gradients, head, tuple(grads)), done)
+    @property
+    def rpc_timeout(self) -> float:
+        return self._agent.options.rpc_timeout
+
+    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost) -> None:
+        self._reach(to, partial(self._send_gradients, head, tuple(grads), lost), lost)
+
+    def _send_gradients(self, head: Head, grads: tuple[Any, ...], lost: Lost, peer: Peer) -> None:
+        link = peer.link()
+        link.post(_BACKWARD, wrap(head, self._agent.codec.encode(grads)))
+        if self._watches.get(lost) is not link:
+            self._watches[lost] = link
+            link.listen(lost)
+
+    def forget(self, lost: Lost) -> None:
+        link = self._watches.pop(lost, None)
+        if link is not None:
+            link.listeners.pop(lost, None)
+
+    def report(self, head: Head, outcome: Outgoing) -> None:
+        what = (
+            describe_exception(outcome, self._agent.where) if isinstance(outcome, BaseException) else outcome
+        )
+        encoded = self._agent.codec.encode((head.pack(), what))
+        self._reach(head.origin, lambda peer: peer.link().post(_OUTCOME, encoded), _nobody_listens)
 
     def cleanup(self, to: int, context_id: int, done: Done) -> None:
-        self._send(to, partial(self._send_cleanup, Head(context_id)), done)
+        def send(peer: Peer) -> None:
+            head = Head(context_id).pack()
+            future = peer.link().send(_CLEANUP, 0, (head,), 0, CLEANUP_TIMEOUT, CallFuture.pending())
+            future.add_done_callback(answered)
+
+        def answered(future: Future[Any]) -> None:
+            try:
+                future.wait()
+            except BaseException as exc:
+                done(exc)
+            else:
+                done(None)
+
+        self._reach(to, send, done)
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> None:
         self._agent.monitor.call_later(delay, fn)
@@ -65,46 +99,34 @@ class AutogradPort:
     def incarnation_of(self, worker_id: int) -> int | None:
         return self._agent.incarnation_of(worker_id)
 
-    def wait(self, event: threading.Event) -> None:
+    def wait(self, event: threading.Event, timeout: float | None) -> bool:
         self._agent.reactor.step_aside()
-        event.wait()  # ends: each request that it waits for has a timeout, or its peer's death ends it
+        return event.wait(timeout)
 
     def step_aside(self) -> None:
         self._agent.reactor.step_aside()
 
-    def _send(self, to: int, send: Callable[[Peer], Future[Any]], done: Done) -> None:
+    def _reach(self, to: int, send: Callable[[Peer], None], failed: Lost) -> None:
+        """`send` in this thread, or where it has to connect first in another; `failed` with what it raises."""
         agent = self._agent
         peer = agent.peer_of(to)
         if peer is None or agent.closing:
-            done(PeerUnreachableError(f"the worker of incarnation {to} has died or left"))
+            failed(PeerUnreachableError(f"the worker of incarnation {to} has died or left"))
         elif peer.existing_link() is None:
-            agent.chores.submit(partial(_send_to, peer, send, done))
+            agent.chores.submit(partial(_try, send, peer, failed))
         else:
-            _send_to(peer, send, done)
-
-    def _send_gradients(self, head: Head, grads: tuple[Any, ...], peer: Peer) -> Future[Any]:
-        timeout = self._agent.options.rpc_timeout
-        return peer.link().send(_BACKWARD, 0, (head.pack(), *grads), 0, timeout, CallFuture.pending())
-
-    def _send_cleanup(self, head: Head, peer: Peer) -> Future[Any]:
-        return peer.link().send(_CLEANUP, 0, (head.pack(),), 0, CLEANUP_TIMEOUT, CallFuture.pending())
+            _try(send, peer, failed)
 
 
-def _send_to(peer: Peer, send: Callable[[Peer], Future[Any]], done: Done) -> None:
-    def answered(future: Future[Any]) -> None:
-        try:
-            future.wait()
-        except BaseException as exc:
-            done(exc)
-        else:
-            done(None)
-
+def _try(send: Callable[[Peer], None], peer: Peer, failed: Lost) -> None:
     try:
-        future = send(peer)
-    except BaseException as exc:
-        done(exc)
-        return
-    future.add_done_callback(answered)
+        send(peer)
+    except Exception as exc:
+        failed(exc)
+
+
+def _nobody_listens(error: BaseException) -> None:
+    """The worker that called backward is gone: nobody waits for the outcome."""
 
 
 def wrap(head: Head, encoded: Encoded) -> Encoded:

@@ -30,7 +30,7 @@ from rpcgroup.errors import (
 )
 from rpcgroup.rref.uses import AsyncResult
 from rpcgroup.wire.codec import FORMAT_MASK
-from rpcgroup.wire.exceptions import describe_exception
+from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.functions import load_function
 from rpcgroup.wire.messages import MessageType
@@ -84,6 +84,7 @@ class Invocation:
             MessageType.RREF_FORK_REQUEST: self._reference_message,
             MessageType.FORWARD_AUTOGRAD_REQ: self._forward_request,
             MessageType.BACKWARD_AUTOGRAD_REQ: self._backward_request,
+            MessageType.BACKWARD_AUTOGRAD_RESP: self._backward_outcome,
             MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ: self._cleanup_request,
             MessageType.DEFINE_FUNCTION: self._define,
             MessageType.CANCEL: self._cancel,
@@ -314,8 +315,6 @@ class Invocation:
             run()
 
     def _as_remote_error(self, exc: BaseException) -> BaseException:
-        from rpcgroup.wire.exceptions import rebuild_exception
-
         return rebuild_exception(self._describe(exc))
 
     def _fetch(self, session: Session, frame: Frame) -> None:
@@ -385,22 +384,26 @@ class Invocation:
             thread.context = outer
 
     def _backward_request(self, session: Session, frame: Frame) -> None:
-        """Gradients of tensors sent from here: answered when all that follows from them is done."""
-        _, flags, id, _, _, body = frame
-        session.begin(id)
-
-        def done(error: BaseException | None) -> None:
-            if error is None:
-                session.answer_nothing(id)
-            else:
-                self._fail(session, id, error)
-            session.channel.flush()
-
+        """Gradients of tensors sent from here. What becomes of them is told to the caller of the pass."""
+        _, flags, _, _, _, body = frame
         try:
-            head, *grads = self._codec.decode(flags & FORMAT_MASK, body)
-            self._agent.autograd.on_propagation(read_head(head), grads, done)
-        except BaseException as exc:
-            self._fail(session, id, exc)
+            head = head_of(body)
+            assert body is not None
+            grads = self._codec.decode(flags & FORMAT_MASK, unwrap(body))
+            self._agent.autograd.on_propagation(head, grads)
+        except BaseException:
+            _log.exception("gradients from %s could not be used", session.peer.name)
+
+    def _backward_outcome(self, session: Session, frame: Frame) -> None:
+        """What became of a part of a pass that was called here."""
+        _, flags, _, _, _, body = frame
+        try:
+            head, outcome = self._codec.decode(flags & FORMAT_MASK, body)
+            if isinstance(outcome, bytes):
+                outcome = rebuild_exception(outcome)
+            self._agent.autograd.on_outcome(read_head(head), outcome)
+        except BaseException:
+            _log.exception("the outcome of a backward pass from %s could not be used", session.peer.name)
 
     def _cleanup_request(self, session: Session, frame: Frame) -> None:
         _, flags, id, _, _, body = frame

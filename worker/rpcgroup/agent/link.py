@@ -25,7 +25,7 @@ from rpcgroup.errors import (
 )
 from rpcgroup.transport.base import Stream
 from rpcgroup.transport.channel import Channel
-from rpcgroup.wire.codec import FORMAT_MASK
+from rpcgroup.wire.codec import FORMAT_MASK, Encoded
 from rpcgroup.wire.exceptions import rebuild_exception
 from rpcgroup.wire.frames import HEADER, Body, Frame, pack_frame
 from rpcgroup.wire.functions import FunctionNumbers, describe_function, require_callable
@@ -81,6 +81,8 @@ class Link:
         self.failure: BaseException | None = None
         self.unsettled: dict[int, CallFuture[Any]] = {}
         """Futures whose answers have been read, by id; whoever takes one out settles it."""
+        self.listeners: dict[Callable[[BaseException], None], None] = {}
+        """Called by the pool when this link has failed for good; see `listen`."""
         self.claimed: dict[int, object] = {}
         """Ids of futures for which a thread waits through this link."""
         self.first_unsettled = 0
@@ -176,6 +178,27 @@ class Link:
             if len(pending) <= HELD_CALLS or len(channel.out) >= HELD_FRAMES or buffers:
                 channel.flush()
         return call
+
+    def post(self, kind: int, encoded: Encoded) -> None:
+        """Send what nobody answers: that it does not arrive is told to the `listeners`."""
+        if self.leaving:
+            raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
+        form, body, buffers = encoded
+        channel = self.channel
+        channel.queue(pack_frame(kind, form, 0, 0, 0, channel.acknowledgement(), body, buffers))
+        if self.failure is not None:
+            raise self._failed()
+        if self._monitor.cold:
+            self._monitor.wake()
+        channel.flush()
+
+    def listen(self, listener: Callable[[BaseException], None]) -> None:
+        """Tell it, once, when this link has failed; at once where it has already."""
+        self.listeners[listener] = None
+        if not self.reader.armed:
+            self.reader.arm()  # that the connection breaks is heard without any call
+        if self.failure is not None:
+            self._tell_listeners()
 
     def cancel(self, call: Call) -> bool:
         """Give up a call: its function will not start if it has not; false where the answer is here already."""
@@ -324,6 +347,15 @@ class Link:
                 self.peer.lost(self)
         finally:
             self._fail_pending()
+            self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
+        while self.listeners:
+            try:
+                listener, _ = self.listeners.popitem()
+            except KeyError:
+                break
+            self.agent.pool.submit(partial(listener, self._failed()))
 
     def _fail_pending(self) -> None:
         while self.pending:

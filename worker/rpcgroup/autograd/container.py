@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
@@ -18,7 +19,10 @@ from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.engine import ROOTS, Arrival, Pass
 from rpcgroup.autograd.functions import Send
 from rpcgroup.autograd.messages import COUNTER_BITS, Head
-from rpcgroup.autograd.port import Done, Port
+from rpcgroup.autograd.outcome import Outcome
+from rpcgroup.autograd.port import Outgoing, Port
+from rpcgroup.autograd.weight import WHOLE
+from rpcgroup.errors import CallTimeoutError
 
 __all__ = ["Container", "CurrentContext"]
 
@@ -49,6 +53,8 @@ class Container:
         ddp.watch()
         self._contexts: dict[int, DistAutogradContext] = {}
         self._released: dict[int, None] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        """Of the passes that this worker has called, by their ids."""
         self._closed = False
         start = (port.incarnation % (1 << INCARNATION_BITS)) << (COUNTER_BITS - INCARNATION_BITS)
         prefix = port.worker_id << COUNTER_BITS
@@ -174,76 +180,90 @@ class Container:
     def backward(self, context_id: int, roots: list[torch.Tensor], retain_graph: bool) -> None:
         """Run a backward pass and wait for its end on all workers."""
         context = self.retrieve(context_id)
-        grads = root_gradients(roots)
-        edges = Send(roots)
-        running = Pass(context, self.port, next(self._pass_ids), retain_graph, edges.next_functions)
-        context.begin_pass(running)
-        try:
-            if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
-                with torch.autograd.profiler.record_function("torch::distributed::autograd::backward"):
-                    self._run_profiled(context, running, grads)
-            else:
-                self._run(context, running, grads)
-        finally:
-            context.end_pass(running)
+        roots_arrive = Arrival(ROOTS, WHOLE, root_gradients(roots))
+        sent = Send(roots)
+        head = Head(context_id, 0, 0, next(self._pass_ids), self.port.incarnation, WHOLE, retain_graph)
+        if not torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+            ended = threading.Event()
+            with self._pass(context, head, sent, ended.set) as (running, outcome):
+                self._run(context, running.arrive, roots_arrive)
+                timeout = self.port.rpc_timeout
+                if not self.port.wait(ended, timeout or None):
+                    outcome.fail(_timeout_error(timeout))
+        else:
+            with torch.autograd.profiler.record_function("torch::distributed::autograd::backward"):
+                outcome = self._run_profiled(context, head, sent, roots_arrive)
+        if outcome.error is not None:
+            raise outcome.error
 
-    def _run(self, context: DistAutogradContext, running: Pass, grads: list[torch.Tensor]) -> None:
-        ended = threading.Event()
-        result: list[BaseException | None] = []
-
-        def done(error: BaseException | None) -> None:
-            result.append(error)
-            ended.set()
-
-        self._arrive(context, running, Arrival(ROOTS, grads, done))
-        self.port.wait(ended)
-        if result[0] is not None:
-            raise result[0]
-
-    def _run_profiled(self, context: DistAutogradContext, running: Pass, grads: list[torch.Tensor]) -> None:
+    def _run_profiled(
+        self, context: DistAutogradContext, head: Head, sent: Send, roots_arrive: Arrival
+    ) -> Outcome:
         """All that this worker does for the pass is done by this thread, for its profile to see it."""
         self.port.step_aside()
         arrivals: SimpleQueue[Arrival | None] = SimpleQueue()
-        running.profiled = arrivals
-        result: list[BaseException | None] = []
-
-        def done(error: BaseException | None) -> None:
-            result.append(error)
-            arrivals.put(None)
-
-        arrival: Arrival | None = Arrival(ROOTS, grads, done)
-        while arrival is not None:
-            with self._within(context):
-                running.run(arrival)
-            arrival = arrivals.get()  # `done` ends it, as in `Port.wait`
-        if result[0] is not None:
-            raise result[0]
-
-    def on_propagation(self, head: Head, grads: list[torch.Tensor | None], done: Done) -> None:
-        """BACKWARD_AUTOGRAD_REQ; `done` is called when the answer is due. Raises as `retrieve` does."""
-        context = self.retrieve(head.context_id)
-        with self._lock:  # of the messages of a pass, one begins it
-            running = context.current_pass
-            if running is None or running.id != head.pass_id:
-                running = Pass(context, self.port, head.pass_id, head.retain_graph)
-                context.begin_pass(running)
-        self._arrive(context, running, Arrival(head.message_id, grads, done))
-
-    def _arrive(self, context: DistAutogradContext, running: Pass, arrival: Arrival) -> None:
-        with self._within(context):
-            running.arrive(arrival)
-        if running.finished:
-            context.end_pass(running)
+        with self._pass(context, head, sent, partial(arrivals.put, None)) as (running, outcome):
+            running.profiled = arrivals
+            arrival: Arrival | None = roots_arrive
+            timeout = self.port.rpc_timeout or None
+            try:
+                while arrival is not None:
+                    self._run(context, running.run, arrival)
+                    arrival = arrivals.get(True, timeout)
+            except queue.Empty:
+                outcome.fail(_timeout_error(timeout or 0))
+        return outcome
 
     @contextmanager
-    def _within(self, context: DistAutogradContext) -> Iterator[None]:
-        """For hooks and custom functions: the thread is in the context."""
-        outer = self.thread.context
-        self.thread.context = context
+    def _pass(
+        self, context: DistAutogradContext, head: Head, sent: Send, ended: Callable[[], None]
+    ) -> Iterator[tuple[Pass, Outcome]]:
+        outcome = Outcome(ended)
+        running = Pass(context, self.port, head, partial(_tell_outcome, outcome), sent.next_functions)
+        self._outcomes[head.pass_id] = outcome
+        context.begin_pass(running)
         try:
-            yield
+            yield running, outcome
         finally:
-            self.thread.context = outer
+            del self._outcomes[head.pass_id]
+            context.end_pass(running)
+
+    def on_propagation(self, head: Head, grads: Sequence[torch.Tensor | None]) -> None:
+        """BACKWARD_AUTOGRAD_REQ. What goes wrong is told to the caller of the pass."""
+        report = partial(self._report, head)
+        try:
+            context = self.retrieve(head.context_id)
+            with self._lock:  # of the messages of a pass, one begins it
+                running = context.current_pass
+                if running is None or running.id != head.pass_id:
+                    running = Pass(context, self.port, head, report)
+                    context.begin_pass(running)
+        except Exception as exc:
+            report(exc)
+            return
+        self._run(context, running.arrive, Arrival(head.message_id, head.weight, grads))
+
+    def on_outcome(self, head: Head, outcome: Outgoing) -> None:
+        """BACKWARD_AUTOGRAD_RESP, of a pass that was called here; it can be over."""
+        mine = self._outcomes.get(head.pass_id)
+        if mine is not None:
+            _tell_outcome(mine, outcome)
+
+    def _report(self, head: Head, outcome: Outgoing) -> None:
+        if head.origin == self.port.incarnation:
+            self.on_outcome(head, outcome)
+        else:
+            self.port.report(head, outcome)
+
+    def _run(self, context: DistAutogradContext, run: Callable[[Arrival], None], arrival: Arrival) -> None:
+        """For hooks and custom functions the thread is in the context."""
+        thread = self.thread
+        outer = thread.context
+        thread.context = context
+        try:
+            run(arrival)
+        finally:
+            thread.context = outer
 
     # -- for those who look -------------------------------------------------------------------------------
 
@@ -254,7 +274,7 @@ class Container:
     def debug_info(self) -> dict[str, str]:
         with self._lock:
             contexts = list(self._contexts.values())
-        passes = sum(context.current_pass is not None for context in contexts)
+        passes = sum(context.in_pass for context in contexts)
         return {"num_autograd_contexts": str(len(contexts)), "num_current_backward_passes": str(passes)}
 
 
@@ -270,6 +290,19 @@ def root_gradients(roots: list[torch.Tensor]) -> list[torch.Tensor]:
         if root.grad_fn is None:
             raise RuntimeError(f"{_name(root)} does not have a valid gradient function.")
     return [torch.ones_like(root) for root in roots]
+
+
+def _tell_outcome(outcome: Outcome, what: Outgoing) -> None:
+    if isinstance(what, BaseException):
+        outcome.fail(what)
+    else:
+        outcome.give_back(what)
+
+
+def _timeout_error(seconds: float) -> CallTimeoutError:
+    return CallTimeoutError(
+        f"RPC ran for more than set timeout ({int(seconds * 1000)} ms): the backward pass"
+    )
 
 
 def _name(root: torch.Tensor) -> str:

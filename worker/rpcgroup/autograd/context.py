@@ -65,7 +65,7 @@ class DistAutogradContext:
 
     def add_recv(self, message_id: int, sender: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The received tensors with their place in the graph."""
-        node, attached = attach_recv(RecvInfo(self.id, message_id, sender), tensors)
+        node, attached = attach_recv(RecvInfo(self.id, message_id, sender, len(tensors)), tensors)
         with self.lock:
             if not self.released:
                 self.recvs[message_id] = node
@@ -92,6 +92,12 @@ class DistAutogradContext:
             if self.current_pass is ended:
                 self.current_pass = None
         ended.end()
+
+    @property
+    def in_pass(self) -> bool:
+        """Something of a pass is still to be done here."""
+        running = self.current_pass
+        return running is not None and not running.finished
 
     def gradients(self) -> dict[torch.Tensor, torch.Tensor]:
         with self.lock:

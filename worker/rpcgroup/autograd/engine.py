@@ -1,9 +1,8 @@
 """One backward pass at one worker.
 
 Every gradient that arrives makes a stage of the graph runnable: it is run here, and what reaches a recv function is
-sent on to the worker of the matching send function. An arrival is answered when its stage has run and everything
-that the stage sent has been answered. So the caller of `backward`, whose roots are the first arrival, has its
-answer when all is done everywhere; and no thread waits in between.
+sent on to the worker of the matching send function, with a part of the arrival's weight. Where nothing is sent on
+the weight goes back to the caller of `backward`, and so does an error. No thread waits in between.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,8 +21,9 @@ from rpcgroup.autograd import ddp
 from rpcgroup.autograd.functions import RECV_NAME, SEND_NAME, RecvInfo, is_recv
 from rpcgroup.autograd.graph import Edge, LocalGraph
 from rpcgroup.autograd.messages import Head
-from rpcgroup.autograd.port import Done, Port
+from rpcgroup.autograd.port import Lost, Outgoing, Port
 from rpcgroup.autograd.runner import Runner
+from rpcgroup.autograd.weight import share
 from rpcgroup.errors import RpcGroupError
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Arrival(NamedTuple):
     """The gradients of a send function, or of the roots."""
 
     message_id: int
+    weight: int
     grads: Sequence[torch.Tensor | None]
-    done: Done
 
 
 class Pass:
@@ -55,16 +55,18 @@ class Pass:
         self,
         context: DistAutogradContext,
         port: Port,
-        pass_id: int,
-        retain_graph: bool,
+        head: Head,
+        report: Callable[[Outgoing], None],
         roots: Sequence[Edge] = (),
     ) -> None:
-        self.id = pass_id
+        """`head` is that of the pass's first message; `report` tells its caller."""
+        self.id = head.pass_id
         self.profiled: SimpleQueue[Arrival | None] | None = None
         """What arrives is put there, for the one thread that has a profile."""
         self._context = context
         self._port = port
-        self._retain_graph = retain_graph
+        self._head = head
+        self._report = report
         self._roots = roots
         self._lock = threading.Lock()
         self._inbox: deque[Arrival] = deque()
@@ -74,10 +76,12 @@ class Pass:
         self._graph: LocalGraph | None = None
         self._entries: dict[int, tuple[int, Sequence[Edge]]] = {}
         """By message id: number in the graph, and the edges that its gradients enter by."""
-        self._runner = Runner(retain_graph)
+        self._runner = Runner(head.retain_graph)
+        self._watched: dict[int, Lost] = {}
+        """By incarnation: what is called where a worker is lost that has got gradients from here."""
 
     def arrive(self, arrival: Arrival) -> None:
-        """Run what it makes runnable, now or by the thread that is at it; `arrival.done` is called in the end."""
+        """Run what it makes runnable, now or by the thread that is at it."""
         if self.profiled is not None:
             self.profiled.put(arrival)
         else:
@@ -96,7 +100,7 @@ class Pass:
                 if not batch:
                     self._running = False
                     if self._ended:
-                        self._runner.give_back()
+                        self._clear()
                     return
             self._run(batch)
 
@@ -105,11 +109,17 @@ class Pass:
         with self._lock:
             self._ended = True
             if not self._running:
-                self._runner.give_back()
+                self._clear()
 
     @property
     def finished(self) -> bool:
+        """Nothing is left to be done here."""
         return self._error is not None or (self._graph is not None and self._graph.finished)
+
+    def _clear(self) -> None:
+        self._runner.give_back()
+        while self._watched:
+            self._port.forget(self._watched.popitem()[1])
 
     def _run(self, batch: list[Arrival]) -> None:
         try:
@@ -117,27 +127,45 @@ class Pass:
                 raise self._error
             received = self._run_stage(batch)
         except BaseException as exc:
-            self._error = error = self._as_error(exc)
-            for arrival in batch:
-                arrival.done(error)
+            self._error = self._as_error(exc)
+            self._report(self._error)
             return
-        answer = _Answer(batch, len(received))
-        for info, grads in received:
-            head = Head(info.context_id, info.message_id, pass_id=self.id, retain_graph=self._retain_graph)
-            with self._event(RECV_NAME):
-                self._port.propagate(info.sender, head, grads, answer.one_done)
+        weights, left = share([arrival.weight for arrival in batch], len(received))
+        if left:
+            self._report(left)
+        for (info, grads), weight in zip(received, weights, strict=True):
+            if self.profiled is None:
+                self._send_on(info, weight, grads)
+            else:
+                with torch.autograd.profiler.record_function(RECV_NAME):
+                    self._send_on(info, weight, grads)
+
+    def _send_on(self, info: RecvInfo, weight: int, grads: list[Any]) -> None:
+        if info.sender == self._port.incarnation:
+            with self._lock:
+                self._inbox.append(Arrival(info.message_id, weight, grads))  # this thread runs it next
+            return
+        lost = self._watched.get(info.sender)
+        if lost is None:
+            lost = self._watched[info.sender] = partial(self._report)
+        head = self._head
+        head = Head(head.context_id, info.message_id, 0, head.pass_id, head.origin, weight, head.retain_graph)
+        self._port.propagate(info.sender, head, grads, lost)
 
     def _run_stage(self, batch: list[Arrival]) -> list[tuple[RecvInfo, list[Any]]]:
         """Returns what is to be sent on."""
         graph = self._graph
         if graph is None:
             graph = self._graph = self._make_graph()
-        for message_id, grads, _ in batch:
+        for message_id, _, grads in batch:
             number, edges = self._entry(message_id)
             if not graph.arrive(number):
                 raise RuntimeError(f"the gradients of autograd message {message_id} arrived twice")
-            with self._event(SEND_NAME) if message_id != ROOTS else nullcontext():
+            if self.profiled is None or message_id == ROOTS:
                 self._runner.put(edges, grads)
+            else:
+                with torch.autograd.profiler.record_function(SEND_NAME):
+                    self._runner.put(edges, grads)
         results = self._runner.run(graph.take())
         for leaf, grad in results.leaves:
             self._context.accumulate(leaf, grad)
@@ -167,10 +195,6 @@ class Pass:
             self._runner.keep([leaf for leaf in leaves if id(leaf) in reduced])
         return graph
 
-    def _event(self, name: str) -> AbstractContextManager[Any]:
-        """Of a profile of the thread that called `backward`."""
-        return nullcontext() if self.profiled is None else torch.autograd.profiler.record_function(name)
-
     def _entry(self, message_id: int) -> tuple[int, Sequence[Edge]]:
         try:
             return self._entries[message_id]
@@ -185,29 +209,6 @@ class Pass:
         error = RuntimeError(f"Error on Node {self._port.worker_id}: {exc}")
         error.__cause__ = exc
         return error
-
-
-class _Answer:
-    """Of one stage: given when everything that it sent has been answered, or with the first that fails."""
-
-    def __init__(self, batch: list[Arrival], pending: int) -> None:
-        self._batch = batch
-        self._pending = pending
-        self._lock = threading.Lock()  # guards _pending, _batch
-        if not pending:
-            self._give(batch, None)
-
-    def one_done(self, error: BaseException | None) -> None:
-        with self._lock:
-            self._pending -= 1
-            if error is None and self._pending:
-                return
-            batch, self._batch = self._batch, []
-        self._give(batch, error)
-
-    def _give(self, batch: list[Arrival], error: BaseException | None) -> None:
-        for arrival in batch:
-            arrival.done(error)
 
 
 def _next_of(node: Any) -> Sequence[tuple[Any, int]]:

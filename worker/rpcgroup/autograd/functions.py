@@ -63,6 +63,8 @@ class RecvInfo(NamedTuple):
     message_id: int
     sender: int
     """Incarnation of the worker that has the matching `Send`."""
+    tensors: int
+    """How many were received."""
 
 
 class Recv(torch.autograd.Function):

@@ -2,8 +2,9 @@
 
     FORWARD_AUTOGRAD_REQ    context, message, kind of the request that it wraps; stands before that request's body
     FORWARD_AUTOGRAD_RESP   context, message; stands before the answer's body
-    BACKWARD_AUTOGRAD_REQ   context, message, pass, whether to retain the graph; the first of its values, the
-                            gradients follow
+    BACKWARD_AUTOGRAD_REQ   context, message, pass, origin, weight, whether to retain the graph; stands before the
+                            gradients
+    BACKWARD_AUTOGRAD_RESP  context, pass; the first of its values: the weights or the error follow
     CLEANUP_AUTOGRAD_CONTEXT_REQ   context; its only value
 
 An id is (worker id << 48 | counter). A worker id can be an incarnation, which needs more than the 16 bits that
@@ -24,7 +25,7 @@ COUNTER_BITS: Final = 48
 _MASK: Final = (1 << COUNTER_BITS) - 1
 
 # A multiple of 16 bytes: the tensors behind it stay aligned.
-_HEAD: Final = struct.Struct("<QQQQQQQQ")
+_HEAD: Final = struct.Struct("<10Q")
 HEAD_SIZE: Final = _HEAD.size
 
 
@@ -34,15 +35,19 @@ class Head(NamedTuple):
     kind: int = 0
     """The `MessageType` of the request that is wrapped."""
     pass_id: int = 0
+    origin: int = 0
+    """Incarnation of the worker that called backward."""
+    weight: int = 0
+    """See `rpcgroup.autograd.weight`."""
     retain_graph: bool = False
 
     def pack(self) -> bytes:
-        context, message, pass_id = self.context_id, self.message_id, self.pass_id
+        context, message, kind, pass_id, origin, weight, retain_graph = self
         return _HEAD.pack(
             *(context >> COUNTER_BITS, context & _MASK),
             *(message >> COUNTER_BITS, message & _MASK),
             *(pass_id >> COUNTER_BITS, pass_id & _MASK),
-            *(self.kind, self.retain_graph),
+            *(origin, weight, kind, retain_graph),
         )
 
 
@@ -56,15 +61,16 @@ def head_of(body: Body | None) -> Head:
 def read_head(data: bytes | bytearray, start: int = 0) -> Head:
     if len(data) < start + HEAD_SIZE:
         raise RemoteProtocolError("an autograd message has no head")
-    context, context_low, message, message_low, pass_id, pass_low, kind, retain = _HEAD.unpack_from(
-        data, start
-    )
+    context, context_low, message, message_low, pass_id, pass_low, *rest = _HEAD.unpack_from(data, start)
+    origin, weight, kind, retain_graph = rest
     return Head(
         context << COUNTER_BITS | context_low,
         message << COUNTER_BITS | message_low,
         kind,
         pass_id << COUNTER_BITS | pass_low,
-        bool(retain),
+        origin,
+        weight,
+        bool(retain_graph),
     )
 
 

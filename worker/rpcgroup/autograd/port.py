@@ -10,21 +10,38 @@ import torch
 
 from rpcgroup.autograd.messages import Head
 
-__all__ = ["Done", "Port"]
+__all__ = ["Done", "Lost", "Outgoing", "Port"]
 
 Done = Callable[[BaseException | None], None]
 """Called once: with None, or with what went wrong."""
+Lost = Callable[[BaseException], None]
+Outgoing = Sequence[int] | BaseException
+"""Weights that are given back, or what went wrong."""
 
 
 class Port(Protocol):
+    """Nothing here raises, and only `wait` blocks."""
+
     incarnation: int
     worker_id: int
 
-    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], done: Done) -> None:
-        """BACKWARD_AUTOGRAD_REQ to the worker of incarnation `to`, which may be this one. Does not block or raise."""
+    @property
+    def rpc_timeout(self) -> float:
+        """Seconds; 0: no limit."""
+
+    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost) -> None:
+        """BACKWARD_AUTOGRAD_REQ to the worker of incarnation `to`, which is not this one. Nobody answers it.
+
+        `lost` is called where it cannot be sent, and where the worker is lost afterwards, until `forget(lost)`.
+        """
+
+    def report(self, head: Head, outcome: Outgoing) -> None:
+        """BACKWARD_AUTOGRAD_RESP to the worker that called backward, which is not this one. Nobody answers it."""
+
+    def forget(self, lost: Lost) -> None: ...
 
     def cleanup(self, to: int, context_id: int, done: Done) -> None:
-        """CLEANUP_AUTOGRAD_CONTEXT_REQ: one attempt. Does not block or raise."""
+        """CLEANUP_AUTOGRAD_CONTEXT_REQ: one attempt."""
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> None: ...
 
@@ -33,8 +50,8 @@ class Port(Protocol):
     def incarnation_of(self, worker_id: int) -> int | None:
         """Of the member that has this id now."""
 
-    def wait(self, event: threading.Event) -> None:
-        """Block until it is set."""
+    def wait(self, event: threading.Event, timeout: float | None) -> bool:
+        """Block until it is set; false after `timeout` seconds."""
 
     def step_aside(self) -> None:
         """This thread is about to block."""
