@@ -237,11 +237,39 @@ def test_gradients_that_arrive_are_sent_on_with_their_weight(container: Containe
     to, sent, _, lost = port.propagated[0]
     assert to == OTHER and sent == head._replace(message_id=5) and not port.reports
     container.on_propagation(head._replace(message_id=8, weight=6), [None])
-    assert port.reports == [(head, [6])]  # nothing is left to send
+    assert port.reports == [(head, [6])]  # nothing is left to run
     assert context.gradients()[x].tolist() == [1, 1]
     failure = PeerUnreachableError("it died")
     lost(failure)
     assert port.reports[1] == (head, failure)
+
+
+def test_a_weight_is_kept_until_everything_has_been_run(container: Container, port: NotingPort) -> None:
+    context = container.introduce(3 << 48, OTHER)
+    assert context is not None
+    x = torch.ones(2, requires_grad=True)
+    for message_id in (7, 8):
+        context.add_send(message_id, OTHER, None, [x])
+    head = Head(context.id, 7, pass_id=1, origin=THIRD, weight=4)
+    container.on_propagation(head, [torch.ones(2)])
+    assert not port.reports
+    container.on_propagation(head._replace(message_id=8, weight=2), [torch.ones(2)])
+    assert port.reports == [(head, [2, 4])]
+
+
+def test_a_send_that_is_never_heard_of_ends_the_pass_by_its_timeout(
+    container: Container, port: NotingPort
+) -> None:
+    context = container.new_context()
+    x = torch.ones(2, requires_grad=True)
+    context.add_send(7, OTHER, 2, [x])
+    port.rpc_timeout = 0.01
+    with pytest.raises(CallTimeoutError, match=r"\(10 ms\).* for 1 messages of this worker, to .*\[12\]"):
+        container.backward(context.id, [(x * 2).sum()], True)
+    assert not context.gradients()
+    port.members.remove(OTHER)  # nobody waits for the dead
+    container.backward(context.id, [(x * 2).sum()], False)
+    assert context.gradients()[x].tolist() == [2, 2]
 
 
 def test_what_goes_wrong_is_reported_to_the_caller_of_the_pass(

@@ -35,7 +35,7 @@ def test_a_send_knows_the_places_of_its_tensors() -> None:
     leaf = torch.ones(2, requires_grad=True)
     made = leaf * 2
     first, second = made.chunk(2)
-    send = Send([leaf, second, made])
+    send = Send(1, [leaf, second, made])
     assert send.name() == "torch::distributed::autograd::SendRpcBackward"
     (accumulate, zero), (split, number), (mul, _) = send.next_functions
     assert accumulate.variable is leaf and zero == 0
@@ -50,7 +50,7 @@ def test_a_send_keeps_the_graph_and_not_the_data(layout: str) -> None:
     value = torch.ones(3) if layout == "dense" else torch.eye(3).to_sparse()
     leaf = value.detach().requires_grad_()
     _, (received,) = attach_recv(INFO, [value])
-    send = Send([leaf, received])
+    send = Send(1, [leaf, received])
     del received
     gc.collect()
     assert send.next_functions[0][0].variable is leaf

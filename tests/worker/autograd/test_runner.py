@@ -18,7 +18,7 @@ class Steps:
     """A graph that is run in stages: the gradients of `entries[0]`, then of each of the others."""
 
     def __init__(self, *entries: Sequence[torch.Tensor], retain_graph: bool = False) -> None:
-        self.sends = [Send(tensors) for tensors in entries]
+        self.sends = [Send(1, tensors) for tensors in entries]
         self.graph = LocalGraph(
             [send.next_functions for send in self.sends],
             lambda node: () if is_recv(node) else node.next_functions,

@@ -181,7 +181,7 @@ class Container:
         """Run a backward pass and wait for its end on all workers."""
         context = self.retrieve(context_id)
         roots_arrive = Arrival(ROOTS, WHOLE, root_gradients(roots))
-        sent = Send(roots)
+        sent = Send(self.port.incarnation, roots)
         head = Head(context_id, 0, 0, next(self._pass_ids), self.port.incarnation, WHOLE, retain_graph)
         if not torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
             ended = threading.Event()
@@ -189,7 +189,7 @@ class Container:
                 self._run(context, running.arrive, roots_arrive)
                 timeout = self.port.rpc_timeout
                 if not self.port.wait(ended, timeout or None):
-                    outcome.fail(_timeout_error(timeout))
+                    outcome.fail(_timeout_error(timeout, running))
         else:
             with torch.autograd.profiler.record_function("torch::distributed::autograd::backward"):
                 outcome = self._run_profiled(context, head, sent, roots_arrive)
@@ -211,7 +211,7 @@ class Container:
                     self._run(context, running.run, arrival)
                     arrival = arrivals.get(True, timeout)
             except queue.Empty:
-                outcome.fail(_timeout_error(timeout or 0))
+                outcome.fail(_timeout_error(timeout or 0, running))
         return outcome
 
     @contextmanager
@@ -299,10 +299,15 @@ def _tell_outcome(outcome: Outcome, what: Outgoing) -> None:
         outcome.give_back(what)
 
 
-def _timeout_error(seconds: float) -> CallTimeoutError:
-    return CallTimeoutError(
-        f"RPC ran for more than set timeout ({int(seconds * 1000)} ms): the backward pass"
-    )
+def _timeout_error(seconds: float, running: Pass) -> CallTimeoutError:
+    text = f"RPC ran for more than set timeout ({int(seconds * 1000)} ms): the backward pass"
+    unheard = running.unheard
+    if unheard:
+        text += (
+            f". No gradients came back for {len(unheard)} messages of this worker, to those of incarnations "
+            f"{sorted(set(unheard))}: all tensors that require grad and are sent have to be used for the roots"
+        )
+    return CallTimeoutError(text)
 
 
 def _name(root: torch.Tensor) -> str:

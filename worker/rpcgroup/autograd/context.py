@@ -48,7 +48,7 @@ class DistAutogradContext:
 
         `worker_id` is None for an answer: who asked knows the context already.
         """
-        send = Send(tensors) if tensors else None
+        send = Send(to, tensors) if tensors else None
         with self.lock:
             if self.released:
                 return False

@@ -1,8 +1,11 @@
 """One backward pass at one worker.
 
 Every gradient that arrives makes a stage of the graph runnable: it is run here, and what reaches a recv function is
-sent on to the worker of the matching send function, with a part of the arrival's weight. Where nothing is sent on
-the weight goes back to the caller of `backward`, and so does an error. No thread waits in between.
+sent on to the worker of the matching send function, with a part of the arrival's weight. What is left of that when
+everything has been run here goes back to the caller of `backward`, and so does an error. No thread waits in between.
+
+So a pass in which some send function is never heard of does not end, but for its timeout: it is not known then
+what the gradients are without it. That is the price of FAST mode.
 """
 
 from __future__ import annotations
@@ -74,9 +77,13 @@ class Pass:
         self._ended = False
         self._error: BaseException | None = None
         self._graph: LocalGraph | None = None
+        self._receivers: list[int] = []
+        """Of the messages, by their number in the graph."""
         self._entries: dict[int, tuple[int, Sequence[Edge]]] = {}
         """By message id: number in the graph, and the edges that its gradients enter by."""
         self._runner = Runner(head.retain_graph)
+        self._left: list[int] = []
+        """Weights that have not been sent on, while something is still to be run here."""
         self._watched: dict[int, Lost] = {}
         """By incarnation: what is called where a worker is lost that has got gradients from here."""
 
@@ -112,6 +119,11 @@ class Pass:
                 self._clear()
 
     @property
+    def unheard(self) -> list[int]:
+        """The incarnations of those who got tensors from here and have sent no gradients, one for each message."""
+        return [self._receivers[number] for number in self._graph.missing] if self._graph is not None else []
+
+    @property
     def finished(self) -> bool:
         """Nothing is left to be done here."""
         return self._error is not None or (self._graph is not None and self._graph.finished)
@@ -130,8 +142,9 @@ class Pass:
             self._error = self._as_error(exc)
             self._report(self._error)
             return
-        weights, left = share([arrival.weight for arrival in batch], len(received))
-        if left:
+        weights, self._left = share([*self._left, *(arrival.weight for arrival in batch)], len(received))
+        if self._left and self.finished:
+            left, self._left = self._left, []
             self._report(left)
         for (info, grads), weight in zip(received, weights, strict=True):
             if self.profiled is None:
@@ -189,6 +202,10 @@ class Pass:
         graph = LocalGraph([edges for _, edges in self._entries.values()], _next_of)
         if not self._roots:
             graph.arrive(ROOTS)
+        for number, (_, send) in enumerate(sends, 1):
+            if not self._port.is_member(send.to):
+                graph.arrive(number)  # its receiver is dead, and the program has come to terms with that
+        self._receivers = [self._port.incarnation, *(send.to for _, send in sends)]
         reduced = ddp.parameters()
         if reduced:
             leaves = [node.variable for node in graph.terminals if hasattr(node, "variable")]

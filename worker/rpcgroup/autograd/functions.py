@@ -21,9 +21,11 @@ RECV_NAME: Final = "torch::distributed::autograd::RecvRpcBackward"
 class Send:
     """The tensors of one message that require grad, in order."""
 
-    __slots__ = ("_owners", "next_functions")
+    __slots__ = ("_owners", "next_functions", "to")
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+    def __init__(self, to: int, tensors: Sequence[torch.Tensor]) -> None:
+        """`to` is the incarnation of their receiver."""
+        self.to = to
         self.next_functions = tuple(map(_edge, tensors))
         with torch.enable_grad():
             self._owners = [_Owner.apply(t) for t in tensors if isinstance(t.grad_fn, torch._C._FunctionBase)]
