@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 
 import rpcgroup as rpc
-from rpcgroup import api, contract
+from rpcgroup import contract, meeting
 from rpcgroup.errors import GroupError
 
 SIZE: Final = 4
@@ -70,7 +70,7 @@ def failed_start(rank: int, url: str) -> Any:
 def missing(rank: int, url: str) -> Any:
     if rank == 2:
         return ""
-    api.LEAST_PATIENCE = 0.0  # type: ignore[misc]
+    meeting.LEAST_PATIENCE = 0.0  # type: ignore[misc]
     try:
         begin(rank, url, timeout=1.5)
     except GroupError as exc:

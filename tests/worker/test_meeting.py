@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
-from rpcgroup import contract
+from rpcgroup import c10d, contract
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.c10d import dist
 from rpcgroup.environment import Environment
-from rpcgroup.errors import GroupError
-from rpcgroup.meeting import meet
+from rpcgroup.errors import GroupError, JoinError
+from rpcgroup.meeting import meet, patience
 from rpcgroup.membership.memory import MemoryRendezvous
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.membership.store.dynamic import DynamicRendezvous
 from rpcgroup.membership.store.static import StaticRendezvous
+from rpcgroup.testing.rendezvous import RecordingListener
 
 PROGRAM = Path(__file__).parent / "store_members.py"
 PATIENCE = 100.0
@@ -141,3 +142,27 @@ def test_the_address_to_listen_on() -> None:
         assert agent.address.startswith("tcp://")
     finally:
         agent.close()
+
+
+def test_static_and_dynamic_members_do_not_mix() -> None:
+    store = dist.HashStore()
+    dynamic = meet("", store, 0, None, 1.0).rendezvous
+    meet("", store, 0, 2, 1.0)  # nobody is there yet
+    dynamic.join(
+        MemberRecord(name="w0"),
+        admit=lambda mine, earlier: None,
+        listener=RecordingListener(),
+        timeout=1.0,
+    )
+    with pytest.raises(JoinError, match=r"mixes statically and dynamically.*a dynamic group"):
+        meet("", store, 0, 2, 1.0)
+    dynamic.leave(1.0)
+    static = meet("", store, 0, 2, 1.0)
+    c10d._inits -= 1  # as in another process
+    static.group()
+    with pytest.raises(JoinError, match=r"mixes statically and dynamically.*a static group"):
+        meet("", store, 0, None, 1.0)
+
+
+def test_patience() -> None:
+    assert [patience(seconds) for seconds in (0.0, 0.5, 60.0)] == [1800.0, 5.0, 60.0]

@@ -17,7 +17,7 @@ from rpcgroup.environment import Environment, host_identity
 from rpcgroup.errors import GroupError, NotInitializedError
 from rpcgroup.futures import Future
 from rpcgroup.group import Group
-from rpcgroup.meeting import meet
+from rpcgroup.meeting import meet, patience
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest
 from rpcgroup.membership.store.client import Store
@@ -37,10 +37,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-WITHOUT_TIMEOUT: Final = 1800.0
-"""Seconds for a static group to come together where calls have no timeout; torch's for process groups."""
-LEAST_PATIENCE: Final = 5.0
-"""Seconds that members of a static group have to come in any case: processes do not start at one moment."""
 SIGTERM_GRACE: Final = 25.0
 """Seconds that a SIGTERM gives: Kubernetes kills 30 s after it, by default."""
 
@@ -102,8 +98,8 @@ def init_rpc(
         in_pod = store is None and url == environment.rendezvous and environment.pod_name
         name = environment.name if in_pod and environment.name else known_as
         options = agent_options(backend_options)
-        patience = max(options.rpc_timeout or WITHOUT_TIMEOUT, LEAST_PATIENCE)
-        meeting = meet(url, store, rank, world_size or None, patience)
+        timeout = patience(options.rpc_timeout)
+        meeting = meet(url, store, rank, world_size or None, timeout)
         try:
             agent = meeting.make_agent(name, environment, options)
             record = _record(agent, known_as, environment, role, meeting.rank, labels or {}, backend_options)
@@ -112,7 +108,7 @@ def init_rpc(
             meeting.give_up(name, exc)
             raise
         if group.is_static:
-            group.join(record, patience)
+            group.join(record, timeout)
         else:
             group.join(record)
         _group = group

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from rpcgroup import contract
 from rpcgroup.agent.agent import Agent
@@ -25,8 +26,12 @@ from rpcgroup.transport.memory import MemoryTransport
 from rpcgroup.transport.tcp import TcpTransport
 from rpcgroup.transport.tls import TlsTransport
 
-__all__ = ["Meeting", "meet"]
+__all__ = ["Meeting", "meet", "patience"]
 
+WITHOUT_TIMEOUT: Final = 1800.0
+"""Seconds; torch's for process groups."""
+LEAST_PATIENCE: Final = 5.0
+"""Seconds in any case: processes do not start at one moment."""
 _memory_transport = MemoryTransport()
 
 
@@ -63,6 +68,11 @@ class Meeting:
         self.rendezvous.close()
 
 
+def patience(rpc_timeout: float) -> float:
+    """Seconds that the members of a static group have to come, by the timeout of their calls (0 = none)."""
+    return max(rpc_timeout or WITHOUT_TIMEOUT, LEAST_PATIENCE)
+
+
 def meet(init_method: str, store: Store | None, rank: int, world_size: int | None, timeout: float) -> Meeting:
     """`init_method` is a rendezvous URL of ours or of `torch.distributed`; a `store` wins over it.
 
@@ -96,11 +106,7 @@ def _meet_at_url(url: str, rank: int) -> Meeting:
 
 def _meet_over_store(store: Store, rank: int, world_size: int | None) -> Meeting:
     served_at = store_host(store)
-    if world_size is None and has_group(StoreClient(next_static(store))):
-        raise JoinError(
-            "RPC group mixes statically and dynamically initialized members which is not supported. "
-            "Members of a static group are at this store: give all a world_size, or none"
-        )
+    _refuse_a_mixture(store, world_size)
     client = StoreClient(prefixed(store, world_size))
     return Meeting(
         DynamicRendezvous(client) if world_size is None else StaticRendezvous(client, world_size),
@@ -111,6 +117,19 @@ def _meet_over_store(store: Store, rank: int, world_size: int | None) -> Meeting
         transport=_store_transport,
         host=lambda: own_address(*served_at) if served_at else _address_of_this_host(),
     )
+
+
+def _refuse_a_mixture(store: Store, world_size: int | None) -> None:
+    if world_size is None:
+        others = "a static" if has_group(StoreClient(next_static(store))) else ""
+    else:
+        dynamic = DynamicRendezvous(StoreClient(prefixed(store, None)))
+        others = "a dynamic" if dynamic.view().members else ""
+    if others:
+        raise JoinError(
+            "RPC group mixes statically and dynamically initialized members which is not supported. "
+            f"Members of {others} group are at this store: give all a world_size, or none"
+        )
 
 
 def _store_transport() -> Transport:

@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed
 
 from rpcgroup.backend_registry import infer_backend
-from rpcgroup.c10d import is_init_method
+from rpcgroup.c10d import is_init_method, open_store
 from rpcgroup.compat import autograd as dist_autograd
 from rpcgroup.compat.agent import RpcAgent, TensorPipeAgent
 from rpcgroup.compat.rpc import (
@@ -61,6 +61,7 @@ from rpcgroup.compat.rpc.server_process_global_profiler import _server_process_g
 from rpcgroup.environment import Environment
 from rpcgroup.errors import GroupError
 from rpcgroup.group import Group
+from rpcgroup.meeting import patience
 from rpcgroup.options import RpcBackendOptions, TensorPipeRpcBackendOptions, as_options
 from rpcgroup.worker_info import WorkerInfo
 
@@ -102,8 +103,6 @@ logger = logging.getLogger(__name__)
 dist: Any = torch.distributed  # its stub exports little of what is needed here
 _is_tensorpipe_available = True
 _TensorPipeRpcBackendOptionsBase = TensorPipeRpcBackendOptions
-_rendezvous: Any = None
-"""Of the latest group: it may hold the server of a TCPStore that others still read."""
 
 
 def is_available() -> bool:
@@ -163,11 +162,10 @@ def _meets_at_store(init_method: str) -> bool:
 
 
 def _open_store(rpc_backend_options: RpcBackendOptions, rank: int, world_size: int | None) -> Any:
-    global _rendezvous
     store: Any
     if world_size:
-        _rendezvous = dist.rendezvous(rpc_backend_options.init_method, rank=rank, world_size=world_size)
-        store, _, _ = next(_rendezvous)
+        timeout = patience(rpc_backend_options.rpc_timeout)
+        store = open_store(rpc_backend_options.init_method, rank, world_size, timeout).store
     else:
         store = dist._create_store_from_options(rpc_backend_options, rank)
     if rpc_backend_options.rpc_timeout:
