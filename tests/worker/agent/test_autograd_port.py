@@ -327,7 +327,8 @@ def test_what_only_a_dead_worker_knew_of_is_released(group: LocalCluster) -> Non
     with context_at("a"):
         a.rpc_sync("b", pass_on, (leaf(1), "b", "c"))
         group.evict("b")
-        eventually(lambda: contexts("c") == [0])
+        assert contexts("c") == [1]
+    eventually(lambda: contexts("c") == [0])
 
 
 def test_a_call_that_outlives_its_context_is_an_ordinary_one(group: LocalCluster) -> None:

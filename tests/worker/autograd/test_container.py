@@ -28,6 +28,7 @@ class NotingPort:
     def __init__(self) -> None:
         self.members = {ME, OTHER, THIRD}
         self.cleanups: list[tuple[int, int, Done]] = []
+        self.asked: list[tuple[int, int, Callable[[bool | None], None]]] = []
         self.propagated: list[tuple[int, Head, Sequence[torch.Tensor | None], Lost]] = []
         self.reports: list[tuple[Head, Outgoing]] = []
         self.forgotten: list[Lost] = []
@@ -44,6 +45,12 @@ class NotingPort:
 
     def cleanup(self, to: int, context_id: int, done: Done) -> None:
         self.cleanups.append((to, context_id, done))
+
+    def ask(self, to: int, context_id: int, answer: Callable[[bool | None], None]) -> None:
+        self.asked.append((to, context_id, answer))
+
+    def others(self) -> list[int]:
+        return sorted(self.members - {ME})
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> None:
         self.delayed.append((delay, fn))
@@ -122,9 +129,22 @@ def test_those_who_were_called_are_told_of_the_release_until_they_answer(
     again()
     port.cleanups[2][2](TimeoutError())
     assert port.cleanups[2][0] == THIRD and port.delayed[0][0] > delay
+    port.cleanups[2][2](None)
+    assert len(port.cleanups) == 3 and len(port.delayed) == 1
+
+
+def test_where_one_who_was_to_be_told_is_dead_all_are_told_once(
+    container: Container, port: NotingPort
+) -> None:
+    context = container.new_context()
+    context.add_send(7, OTHER, 2, [])
+    port.members.remove(OTHER)
+    container.release(context.id)
+    assert [to for to, _, _ in port.cleanups] == [THIRD]
     port.members.remove(THIRD)
+    port.cleanups.pop()[2](TimeoutError())
     port.delayed.pop()[1]()
-    assert len(port.cleanups) == 3 and not port.delayed
+    assert not port.cleanups and not port.delayed
 
 
 def test_a_release_is_passed_on_but_not_back(container: Container, port: NotingPort) -> None:
@@ -150,22 +170,29 @@ def test_a_context_dies_with_its_maker(container: Container) -> None:
     assert context.released
 
 
-def test_a_context_dies_with_the_last_who_would_tell_of_its_release(
+def test_after_a_death_the_maker_of_a_context_is_asked_whether_it_is_there(
     container: Container, port: NotingPort
 ) -> None:
     mine = container.new_context()
-    mine.introducers.add(OTHER)  # it came back by OTHER
     context = container.introduce(3 << 48, OTHER)
     assert context is not None
-    container.introduce(3 << 48, THIRD)
     container.member_died(OTHER)
+    assert [(to, context_id) for to, context_id, _ in port.asked] == [(THIRD, context.id)]
+    port.asked.pop()[2](True)
+    container.member_died(OTHER)
+    port.asked.pop()[2](None)
     assert not context.released
-    container.introduce(3 << 48, THIRD)
-    context.creator = None
-    container.member_died(THIRD)
+    port.delayed.pop()[1]()
+    port.asked.pop()[2](False)
     assert context.released and not mine.released
+
+
+def test_a_message_of_one_who_has_died_meanwhile(container: Container, port: NotingPort) -> None:
     port.members.remove(OTHER)
-    assert (late := container.introduce(4 << 48, OTHER)) is not None and late.released
+    context = container.introduce(3 << 48, OTHER)
+    assert context is not None and not context.released and port.asked[0][0] == THIRD
+    unknown = container.introduce(7 << 48, OTHER)
+    assert unknown is not None and unknown.released
 
 
 def background(container: Container, loss: torch.Tensor, context_id: int) -> Future[None]:

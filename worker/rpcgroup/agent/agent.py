@@ -281,6 +281,10 @@ class Agent:
         peer = self._peers.get(worker_id)
         return None if peer is None else peer.incarnation
 
+    def other_incarnations(self) -> list[int]:
+        """Of all members but this one."""
+        return [p.incarnation for key, p in list(self._peers.items()) if key == p.name != self.name]
+
     def _link(self, to: Target) -> Link:
         self.reactor.step_aside()
         link = self.peer(to).link()

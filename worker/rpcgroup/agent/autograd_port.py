@@ -38,6 +38,7 @@ _FORWARD: Final = int(MessageType.FORWARD_AUTOGRAD_REQ)
 _BACKWARD: Final = int(MessageType.BACKWARD_AUTOGRAD_REQ)
 _OUTCOME: Final = int(MessageType.BACKWARD_AUTOGRAD_RESP)
 _CLEANUP: Final = int(MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ)
+_QUERY: Final = int(MessageType.AUTOGRAD_CONTEXT_QUERY)
 
 
 class AutogradPort:
@@ -90,11 +91,28 @@ class AutogradPort:
 
         self._reach(to, send, done)
 
+    def ask(self, to: int, context_id: int, answer: Callable[[bool | None], None]) -> None:
+        def send(peer: Peer) -> None:
+            head = Head(context_id).pack()
+            future = peer.link().send(_QUERY, 0, (head,), 0, CLEANUP_TIMEOUT, CallFuture.pending())
+            future.add_done_callback(answered)
+
+        def answered(future: Future[Any]) -> None:
+            try:
+                answer(bool(future.wait()))
+            except BaseException:
+                answer(None)
+
+        self._reach(to, send, lambda error: answer(None))
+
     def call_later(self, delay: float, fn: Callable[[], None]) -> None:
         self._agent.monitor.call_later(delay, fn)
 
     def is_member(self, incarnation: int) -> bool:
         return incarnation == self.incarnation or self._agent.peer_of(incarnation) is not None
+
+    def others(self) -> list[int]:
+        return self._agent.other_incarnations()
 
     def incarnation_of(self, worker_id: int) -> int | None:
         return self._agent.incarnation_of(worker_id)

@@ -86,6 +86,7 @@ class Invocation:
             MessageType.BACKWARD_AUTOGRAD_REQ: self._backward_request,
             MessageType.BACKWARD_AUTOGRAD_RESP: self._backward_outcome,
             MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ: self._cleanup_request,
+            MessageType.AUTOGRAD_CONTEXT_QUERY: self._context_query,
             MessageType.DEFINE_FUNCTION: self._define,
             MessageType.CANCEL: self._cancel,
             MessageType.GOODBYE: self._goodbye,
@@ -415,6 +416,15 @@ class Invocation:
             self._fail(session, id, exc)
         else:
             session.answer_nothing(id)
+
+    def _context_query(self, session: Session, frame: Frame) -> None:
+        _, flags, id, _, _, body = frame
+        session.begin(id)
+        try:
+            head = read_head(self._codec.decode(flags & FORMAT_MASK, body)[0])
+            session.answer_value(id, self._agent.autograd.has(head.context_id))
+        except BaseException as exc:
+            self._fail(session, id, exc)
 
     # -- the channel's own --------------------------------------------------------------------------------
 

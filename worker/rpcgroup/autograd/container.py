@@ -52,7 +52,8 @@ class Container:
         self._lock = threading.Lock()
         ddp.watch()
         self._contexts: dict[int, DistAutogradContext] = {}
-        self._released: dict[int, None] = {}
+        self._released: dict[int, bool] = {}
+        """By id: whether all members have been told."""
         self._outcomes: dict[int, Outcome] = {}
         """Of the passes that this worker has called, by their ids."""
         self._closed = False
@@ -100,10 +101,12 @@ class Container:
                     return None
                 creator = self.port.incarnation_of(context_id >> COUNTER_BITS)
                 context = self._contexts[context_id] = DistAutogradContext(context_id, creator)
-            context.introducers.add(sender)
         if not self.port.is_member(sender):
-            self.member_died(sender)  # it died before this was noted: nobody else would look
+            self._ask(context)  # it died before this was noted: nobody else would look
         return context
+
+    def has(self, context_id: int) -> bool:
+        return context_id in self._contexts
 
     def new_message_id(self) -> int:
         return next(self._message_ids)
@@ -127,18 +130,14 @@ class Container:
                 self._note_released(context_id)
 
     def member_died(self, incarnation: int) -> None:
-        """Release what it made, and what nobody else would tell the release of."""
+        """Release what it made. Of other contexts it may have been the one that would pass the release on."""
         with self._lock:
-            contexts = list(self._contexts.values())
-            orphans = []
-            for context in contexts:
-                context.introducers.discard(incarnation)
-                made_here = context.creator == self.port.incarnation
-                if context.creator == incarnation or not (made_here or context.introducers):
-                    orphans.append(context)
-        for context in orphans:
-            _log.info("autograd context %d is released: the worker that made it is gone", context.id)
-            self._release(context)
+            contexts = [c for c in self._contexts.values() if c.creator != self.port.incarnation]
+        for context in contexts:
+            if context.creator == incarnation:
+                self._release(context)
+            else:
+                self._ask(context)
 
     def close(self) -> None:
         """Forget everything, tell nobody. Idempotent."""
@@ -159,13 +158,16 @@ class Container:
                 self._tell(incarnation, context.id, RETRY_SECONDS)
 
     def _note_released(self, context_id: int) -> None:
-        self._released[context_id] = None
+        self._released.setdefault(context_id, False)
         if len(self._released) > RELEASED_KEPT:
             del self._released[next(iter(self._released))]
 
     def _tell(self, to: int, context_id: int, delay: float) -> None:
-        """Again and again, until it is answered or the other is gone."""
-        if self._closed or not self.port.is_member(to):
+        """Again and again, until it is answered. If the other is gone, it passes nothing on: all are told then."""
+        if self._closed:
+            return
+        if not self.port.is_member(to):
+            self._tell_all(context_id)
             return
 
         def done(error: BaseException | None) -> None:
@@ -174,6 +176,33 @@ class Container:
                 self.port.call_later(delay, partial(self._tell, to, context_id, longer))
 
         self.port.cleanup(to, context_id, done)
+
+    def _tell_all(self, context_id: int) -> None:
+        with self._lock:
+            if self._released.get(context_id, True):
+                return
+            self._released[context_id] = True
+        for incarnation in self.port.others():
+            self._tell(incarnation, context_id, RETRY_SECONDS)
+
+    def _ask(self, context: DistAutogradContext, delay: float = RETRY_SECONDS) -> None:
+        """Whether its maker has it still; released where it has not, or is gone."""
+        if self._closed or context.released:
+            return
+        creator = context.creator
+        if creator is None or not self.port.is_member(creator):
+            _log.info("autograd context %d is released: the worker that made it is gone", context.id)
+            self._release(context)
+            return
+
+        def answer(there: bool | None) -> None:
+            if there is None:
+                longer = min(2 * delay, LONGEST_RETRY_SECONDS)
+                self.port.call_later(delay, partial(self._ask, context, longer))
+            elif not there:
+                self._release(context)
+
+        self.port.ask(creator, context.id, answer)
 
     # -- backward -----------------------------------------------------------------------------------------
 

@@ -32,8 +32,6 @@ class DistAutogradContext:
         self.released = False
         self.known: dict[int, int] = {}
         """Worker ids by incarnation: whom this worker has sent a message of the context."""
-        self.introducers: set[int] = set()
-        """Incarnations of those who have sent one here, and will tell of the release."""
         self.sends: dict[int, Send] = {}
         self.recvs: dict[int, Any] = {}
         self.grads: dict[torch.Tensor, torch.Tensor] = {}

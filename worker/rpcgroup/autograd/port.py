@@ -43,9 +43,15 @@ class Port(Protocol):
     def cleanup(self, to: int, context_id: int, done: Done) -> None:
         """CLEANUP_AUTOGRAD_CONTEXT_REQ: one attempt."""
 
+    def ask(self, to: int, context_id: int, answer: Callable[[bool | None], None]) -> None:
+        """AUTOGRAD_CONTEXT_QUERY: one attempt; None where there is no answer."""
+
     def call_later(self, delay: float, fn: Callable[[], None]) -> None: ...
 
     def is_member(self, incarnation: int) -> bool: ...
+
+    def others(self) -> list[int]:
+        """The incarnations of all other members."""
 
     def incarnation_of(self, worker_id: int) -> int | None:
         """Of the member that has this id now."""

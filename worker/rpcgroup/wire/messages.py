@@ -41,5 +41,7 @@ class MessageType(enum.IntEnum):
     """Gives a function a number on this channel; later calls name the number."""
     CANCEL = 33
     """The caller no longer wants the call of this id: do not start it."""
+    AUTOGRAD_CONTEXT_QUERY = 35
+    """Whether the receiver, which made this autograd context, has it still: the answer is a bool."""
     GOODBYE = 34
     """The sender of responses is leaving: calls that arrive from now on are refused, not run."""
