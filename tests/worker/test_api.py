@@ -10,20 +10,25 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rpcgroup as rpc
 from rpcgroup import api, contract
+from rpcgroup.c10d import dist
 from rpcgroup.errors import (
     GroupError,
+    JoinError,
     MemberExistsError,
     NotInitializedError,
     RendezvousError,
+    RpcGroupError,
     UnknownWorkerError,
 )
 from rpcgroup.membership.memory import MemoryGroup, MemoryRendezvous
+from rpcgroup.options import RpcBackendOptions
 
 PATIENCE = 30.0
 _places = itertools.count()
@@ -250,3 +255,69 @@ def test_a_program_that_forgets_to_shut_down_ends_all_the_same() -> None:
 def _parts(url: str) -> tuple[str, str, str]:
     place, namespace, group = url.removeprefix("memory://").split("/")
     return place, namespace, group
+
+
+# Over a store of torch.distributed: real groups of several processes stand in test_meeting.py.
+def test_a_static_group_of_one(url: str, tmp_path: Path) -> None:
+    for _ in range(3):
+        group = rpc.init_rpc("w0", rank=0, world_size=1, init_method=f"file://{tmp_path}/store")
+        assert (group.is_static, group.world_size, group.roster) == (True, 1, ["w0"])
+        assert rpc.rpc_sync("w0", echo, (1,)) == rpc.rpc_sync(0, echo, (1,)) == 1
+        assert rpc.get_worker_info("w0").id == 0
+        rpc.shutdown()
+
+
+def test_a_dynamic_group_of_one(url: str, tmp_path: Path) -> None:
+    ids = []
+    for _ in range(3):
+        group = rpc.init_rpc("w0", init_method=f"file://{tmp_path}/store")
+        assert (group.is_static, group.world_size, group.roster) == (False, None, [])
+        ids.append(group.me.id)
+        assert rpc.rpc_sync("w0", echo, (1,)) == 1
+        rpc.shutdown()
+    assert ids == sorted(set(ids))
+
+
+def test_a_store_and_a_secret_of_its_own(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(contract.ENV_SECRET)
+    store = dist.HashStore()
+    group = rpc.init_rpc("w0", rank=0, world_size=1, store=store)
+    assert rpc.rpc_sync("w0", echo, (1,)) == 1
+    assert len(group.agent.secret) == 64
+    group.kv.put("key", b"value")
+    assert group.kv.get("key") == b"value"
+
+
+def test_the_options_say_where_and_how_long(url: str, tmp_path: Path) -> None:
+    options = RpcBackendOptions(rpc_timeout=7.5, init_method=f"file://{tmp_path}/store")
+    group = rpc.init_rpc("w0", rank=0, world_size=1, rpc_backend_options=options)
+    assert group.is_static
+    assert group.agent.options.rpc_timeout == 7.5
+
+
+def test_torchs_environment_is_where_to_meet_if_nothing_else_is(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(RendezvousError, match=r"env://.*MASTER_PORT"):
+        rpc.init_rpc("w0", rank=0, world_size=1)
+    monkeypatch.setenv(contract.ENV_RENDEZVOUS, url)
+    assert not rpc.init_rpc("w0", rank=0, world_size=1).is_static, "in a pod the pod's group"
+
+
+def test_a_rank_that_does_not_exist(url: str, tmp_path: Path) -> None:
+    with pytest.raises(JoinError, match="w0 has rank 1 in a group of 1"):
+        rpc.init_rpc("w0", rank=1, world_size=1, init_method=f"file://{tmp_path}/store")
+    assert api._group is None
+
+
+def test_an_agent_that_cannot_be_made_leaves_nothing_behind(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(contract.ENV_HOST, "203.0.113.1")
+    with pytest.raises(RpcGroupError, match="cannot listen on 203"):
+        rpc.init_rpc("w0", rank=0, world_size=1, init_method=f"file://{tmp_path}/store")
+    assert api._group is None
+    monkeypatch.delenv(contract.ENV_HOST)
+    rpc.init_rpc("w0", rank=0, world_size=1, init_method=f"file://{tmp_path}/store")
