@@ -595,9 +595,9 @@ def test_an_asynchronous_function_that_fails(a: Agent) -> None:
         future.wait()
     with pytest.raises(ValueError, match="too early"):
         a.rpc_sync("b", fails_before_its_future)
-    with pytest.raises(RuntimeError, match="must return a torch.futures.Future"):
+    with pytest.raises(RuntimeError, match=r"must return a torch\.futures\.Future"):
         a.rpc_sync("b", not_a_future)
-    with pytest.raises(RuntimeError, match="must return a torch.futures.Future"):
+    with pytest.raises(RuntimeError, match=r"must return a torch\.futures\.Future"):
         a.remote("b", not_a_future).to_here()
 
 
