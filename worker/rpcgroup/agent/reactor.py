@@ -112,7 +112,7 @@ class Reactor:
         self._incoming: dict[int, Incoming] = {}
         self._outgoing: dict[int, Outgoing] = {}
         self._standbys: deque[_Standby] = deque()
-        self._table_lock = threading.Lock()  # guards _incoming and _outgoing with what is registered of them
+        self._table_lock = threading.Lock()  # guards _incoming and _outgoing, what is registered of them, the end of _epoll
         self._lock = threading.Lock()  # guards _threads, _closed
         self._threads: set[threading.Thread] = set()
         self._closed = False
@@ -372,7 +372,8 @@ class Reactor:
         self._dismiss_standbys()
         me = threading.current_thread()
         join_all([t for t in threads if t is not me], timeout)
-        self._epoll.close()
+        with self._table_lock:
+            self._epoll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
