@@ -21,6 +21,7 @@ from rpcgroup.futures import Future
 from rpcgroup.rref.rref import RRef
 from rpcgroup.testing.cluster import LocalCluster
 from tests.worker.autograd.programs import (
+    DEPTH,
     Step,
     hook_leaves,
     random_leaves,
@@ -28,7 +29,7 @@ from tests.worker.autograd.programs import (
     run_program,
 )
 
-EXAMPLES = int(os.environ.get("RPCGROUP_AUTOGRAD_GRAPHS", "40"))
+EXAMPLES = int(os.environ.get("RPCGROUP_AUTOGRAD_GRAPHS", "30"))
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 PATIENCE = 30.0
@@ -46,9 +47,17 @@ def run_at(name: str, program: Sequence[Step], tensors: list[torch.Tensor]) -> l
             return agent.rpc_sync(step.to, run_at, args)
         if how == "async":
             return agent.rpc_async(step.to, run_at, args).wait()
-        return agent.remote(step.to, run_at, args).to_here()
+        rref = agent.remote(step.to, run_at, args)
+        if how == "handed on":
+            return agent.rpc_sync(step.to, take, (rref,))
+        return rref.to_here()
 
     return run_program(program, tensors, leaves_of[name], call)
+
+
+def take(rref: RRef[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """At the owner of the reference."""
+    return [tensor * 1 for tensor in rref.local_value()]
 
 
 def run_here(
@@ -75,7 +84,7 @@ def assert_close(mine: Any, expected: Any, dtype: torch.dtype) -> None:
     if mine is None:
         assert not expected.any()
         return
-    torch.testing.assert_close(mine, expected, rtol=TOLERANCE[dtype] * 10, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(mine, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @contextmanager
@@ -398,7 +407,7 @@ def test_gradients_are_those_of_one_process() -> None:
         for name in workers:
             hook_leaves(leaves_of[name])
             hook_leaves(copies[name])
-        program = random_program(random, workers, 0, 3)
+        program = random_program(random, workers, 0, DEPTH)
         expected_loss = run_here("a", program, [], copies)[1]
         autograd = cluster.agent("a").autograd
         context = autograd.new_context()

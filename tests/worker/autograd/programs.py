@@ -15,6 +15,10 @@ import torch
 SHAPES = ((2, 3), (3,), (1,), (2, 1))
 LEAVES = 3
 """Of each worker."""
+DEPTH = 3
+"""Of calls within calls."""
+OPERATIONS = ("add", "mul", "sub", "tanh", "leaf", "hook", "split", "weird", "cat", "inplace", "view")
+KINDS = (*OPERATIONS, *("call",) * 5)
 
 
 class Step(NamedTuple):
@@ -50,32 +54,17 @@ def random_program(random: Random, workers: Sequence[str], given: int, depth: in
         count += results
 
     add(Step("leaf", number=random.randrange(LEAVES)))
-    for _ in range(random.randint(1, 6)):
+    kinds = [random.choice(KINDS) for _ in range(random.randint(2, 6))]
+    if depth == DEPTH:
+        kinds.insert(random.randrange(len(kinds)), "call")
+    for kind in kinds:
         one = (random.randrange(count),)
         two = (random.randrange(count), random.randrange(count))
-        kind = random.choice(
-            (
-                "add",
-                "mul",
-                "sub",
-                "tanh",
-                "leaf",
-                "hook",
-                "split",
-                "weird",
-                "cat",
-                "inplace",
-                "call",
-                "call",
-                "view",
-            )
-        )
         if kind == "call" and depth:
             passed = tuple(random.randrange(count) for _ in range(random.randint(0, 3)))
             program = random_program(random, workers, len(passed), depth - 1)
-            how = random.choice(("sync", "async", "remote"))
-            steps.append(Step(how, passed, to=random.choice(workers), program=program))
-            count += RESULTS
+            how = random.choice(("sync", "async", "remote", "handed on"))
+            add(Step(how, passed, to=random.choice(workers), program=program), RESULTS)
         elif kind in ("add", "mul", "sub", "cat"):
             add(Step(kind, two))
         elif kind in ("tanh", "inplace", "view", "hook"):
@@ -110,7 +99,7 @@ def run_step(
     step: Step, given: list[torch.Tensor], leaves: Sequence[torch.Tensor], call: Call
 ) -> list[torch.Tensor]:
     kind, number = step.kind, step.number
-    if kind in ("sync", "async", "remote"):
+    if kind in ("sync", "async", "remote", "handed on"):
         return call(kind, step, given)
     if kind == "leaf":
         return [leaves[number]]
