@@ -112,7 +112,7 @@ class Reactor:
         self._incoming: dict[int, Incoming] = {}
         self._outgoing: dict[int, Outgoing] = {}
         self._standbys: deque[_Standby] = deque()
-        self._table_lock = threading.Lock()  # guards _incoming and _outgoing, what is registered of them, the end of _epoll
+        self._table_lock = threading.Lock()  # guards _incoming, _outgoing, what is registered of them, _epoll
         self._lock = threading.Lock()  # guards _threads, _closed
         self._threads: set[threading.Thread] = set()
         self._closed = False
