@@ -3,14 +3,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from rpcgroup.agent.agent import Agent
-from rpcgroup.contract import PROTOCOL_VERSION
 from rpcgroup.errors import (
     DeviceMapError,
     DrainedError,
@@ -24,14 +26,17 @@ from rpcgroup.errors import (
 )
 from rpcgroup.functions import async_execution
 from rpcgroup.futures import Future
-from rpcgroup.group import Group, admit
+from rpcgroup.group import Group
 from rpcgroup.membership.memory import MemoryGroup, MemoryRendezvous
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest
+from rpcgroup.membership.store.client import StoreClient
+from rpcgroup.membership.store.static import StaticRendezvous
 from rpcgroup.membership.tracker import ChangeKind
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.faults import FaultyTransport
 from rpcgroup.transport.memory import MemoryTransport
+from rpcgroup.transport.tcp import TcpTransport
 
 PATIENCE = 30.0
 
@@ -159,26 +164,6 @@ def test_a_rank_that_is_taken_is_refused_with_the_reason(cluster: LocalCluster) 
     with pytest.raises(JoinError, match="e cannot join with rank 40: d has it already"):
         cluster.join("e", rank=40)
     assert names(cluster["a"]) == ["a", "b", "c", "d"]
-
-
-def test_another_protocol_is_refused() -> None:
-    mine = MemberRecord(name="new", id=2)
-    with pytest.raises(JoinError, match=rf"new speaks protocol version {PROTOCOL_VERSION}, old speaks 99"):
-        admit(mine, [MemberRecord(name="old", id=1, protocol=99)])
-    admit(mine, [MemberRecord(name="other", id=1), mine])
-
-
-def test_a_group_has_tls_as_a_whole_or_not_at_all() -> None:
-    plain, encrypted = (
-        MemberRecord(name=s, id=n, address=f"{s}://h:1") for n, s in enumerate(("tcp", "tls"))
-    )
-    with pytest.raises(
-        JoinError, match="tcp listens by tcp, tls by tls: all members of a group have certificates"
-    ):
-        admit(plain, [encrypted])
-    with pytest.raises(JoinError, match="tls listens by tls, tcp by tcp"):
-        admit(encrypted, [plain])
-    admit(encrypted, [MemberRecord(name="other", id=5, address="tls://h:2")])
 
 
 def mapped(name: str, place: MemoryGroup, transport: Any, devices: Any = (), **maps: dict[str, str]) -> Group:
@@ -550,3 +535,91 @@ def test_progress_is_published(cluster: LocalCluster) -> None:
     group = cluster["a"]
     group._stats._publish()
     assert json.loads(place.stats()["a"])["progress"] == {"step": 4, "loss": 0.5}
+
+
+# Static groups: three members in one process over TCP, whose connections end as those of processes do.
+@pytest.fixture
+def static() -> Iterator[list[Group]]:
+    client = StoreClient(HashStore())
+    groups = []
+    for rank in range(3):
+        agent = Agent(name=f"w{rank}", group="g", secret=b"s", transport=TcpTransport(), host="127.0.0.1")
+        groups.append(Group(agent, StaticRendezvous(client, 3), 3600.0, 3))
+
+    def join(rank: int) -> None:
+        agent = groups[rank].agent
+        groups[rank].join(MemberRecord(name=agent.name, id=rank, address=agent.address), PATIENCE)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(join, range(3)))
+    yield groups
+    for group in groups:
+        group.leave(graceful=False)
+
+
+def end(group: Group) -> None:
+    """As a process that is killed: its connections end without a goodbye."""
+    agent = group.agent
+    agent.closing = True
+    for channel in [link.channel for link in agent.links()] + [s.channel for s in agent.sessions()]:
+        channel.broken = True
+    agent._doorway.close(PATIENCE)
+    for channel in [link.channel for link in agent.links()] + [s.channel for s in agent.sessions()]:
+        channel.stream.shutdown()
+
+
+def kinds(changes: Any, name: str) -> ChangeKind:
+    while (change := changes.get(PATIENCE)) is not None:
+        if change.member.name == name and change.kind in (ChangeKind.LEFT, ChangeKind.DIED):
+            kind: ChangeKind = change.kind
+            return kind
+    raise AssertionError(f"{name} has not gone")
+
+
+def test_a_static_group_ends_when_all_have_come_to_its_end(static: list[Group]) -> None:
+    assert static[0].agent.rpc_sync("w1", echo, (1,)) == 1
+    early = [in_thread(partial(static[rank].leave, graceful=True)) for rank in (0, 2)]
+    assert static[1].agent.rpc_sync("w0", echo, (1,)) == 1
+    assert static[1].agent.rpc_sync("w2", echo, (1,)) == 1
+    assert names(static[1]) == static[1].roster == ["w0", "w1", "w2"]
+    static[1].leave(graceful=True)
+    for thread in early:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("caller", [0, 1], ids=["who calls it", "whom it calls"])
+def test_one_that_leaves_early_is_not_taken_for_dead(static: list[Group], caller: int) -> None:
+    changes = static[0].changes()
+    assert static[caller].agent.rpc_sync(f"w{1 - caller}", echo, (1,)) == 1
+    static[1].leave(graceful=False)
+    assert kinds(changes, "w1") is ChangeKind.LEFT
+    with pytest.raises(DrainedError, match=r"w1 has left the group, \d"):
+        static[0].agent.rpc_sync("w1", echo, (1,))
+    assert names(static[0]) == ["w0", "w2"]
+    assert static[0].roster == ["w0", "w1", "w2"]
+    changes.close()
+
+
+@pytest.mark.parametrize("caller", [0, 1], ids=["who calls it", "whom it calls"])
+def test_a_death_shows_to_those_that_were_connected(static: list[Group], caller: int) -> None:
+    changes = static[0].changes()
+    assert static[caller].agent.rpc_sync(f"w{1 - caller}", echo, (1,)) == 1
+    end(static[1])
+    assert kinds(changes, "w1") is ChangeKind.DIED
+    with pytest.raises(PeerUnreachableError, match="w1 has died"):
+        static[0].agent.rpc_sync("w1", echo, (1,))
+    changes.close()
+
+
+def test_nobody_waits_for_the_dead_and_who_lives_is_named(static: list[Group]) -> None:
+    end(static[0])
+    with pytest.raises(GroupError, match=r"1 of 3 members did not come within 0\.3 s: w2"):
+        static[1].leave(graceful=True, timeout=0.3)
+    static[1].leave(graceful=True)
+    static[2].leave(graceful=True)
+
+
+def test_a_static_group_needs_no_news_from_its_place(static: list[Group]) -> None:
+    static[0].drain(DrainRequest(time.time() + 60, "why"))
+    assert static[0].me.state is MemberState.JOINING, "its record stays as it is"
