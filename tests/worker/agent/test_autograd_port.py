@@ -221,6 +221,18 @@ def test_nested_tensors_and_what_needs_no_gradient(group: LocalCluster) -> None:
         assert list(context.gradients()) == [x]
 
 
+def test_an_operator_takes_a_parameter_as_the_tensor_that_it_is(group: LocalCluster) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    a = group.agent("a")
+    with context_at("a") as context:
+        product = a.rpc_sync("b", torch.mul, (weight, 3.0))
+        stacked = a.rpc_sync("b", torch.stack, ([weight, weight],))
+        a.autograd.backward(context.id, [product.sum() + stacked.sum()], False)
+        assert context.gradients()[weight].tolist() == [5, 5]
+        copy = a.rpc_sync("b", echo, (weight,))
+        assert isinstance(copy, torch.nn.Parameter) and copy.is_leaf
+
+
 def echo(value: Any) -> Any:
     return value
 

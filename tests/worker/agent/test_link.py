@@ -23,6 +23,7 @@ from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.faults import Cut, FaultyTransport
 from rpcgroup.transport.memory import MemoryTransport
 from rpcgroup.transport.tcp import TcpTransport
+from rpcgroup.wire.codec import NOTHING, Encoded
 from rpcgroup.wire.frames import pack_frame
 
 PATIENCE = 60.0
@@ -334,6 +335,30 @@ def test_an_unknown_message_type_is_refused_by_name() -> None:
             with pytest.raises(RpcGroupError, match=rf"message type {name} is not handled") as raised:
                 call.wait()
             assert "On WorkerInfo" in str(raised.value)
+
+
+def test_what_is_posted_is_not_answered_and_its_loss_is_told_to_those_who_listen() -> None:
+    with LocalCluster("ab", transport="tcp", options=AgentOptions(suspicion=0.5)) as cluster:
+        a = cluster.agent("a")
+        a.rpc_sync("b", echo, (1,))
+        link = a._link("b")
+        arrived: list[Any] = []
+        cluster.agent("b").reactor._handlers[77] = lambda session, frame: arrived.append(frame)
+        lost: list[BaseException] = []
+        unheard: list[BaseException] = []
+        link.post(77, Encoded(NOTHING, b"", []))
+        for listener in (lost.append, unheard.append):
+            link.listen(listener)
+        link.listeners.pop(unheard.append)
+        until(lambda: arrived)
+        assert not link.pending and not lost
+        cluster.crash("b")
+        until(lambda: lost)
+        assert isinstance(lost[0], PeerUnreachableError) and not unheard
+        link.listen(unheard.append)  # told at once
+        until(lambda: unheard)
+        with pytest.raises(RpcGroupError):
+            link.post(77, Encoded(NOTHING, b"", []))
 
 
 # Callers beside each other.

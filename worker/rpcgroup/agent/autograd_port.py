@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rpcgroup.agent.peer import Peer
     from rpcgroup.agent.session import Session
 
-__all__ = ["AutogradPort", "ForwardedSession", "decode_answer", "encode_request"]
+__all__ = ["AutogradPort", "ForwardedSession", "as_tensors", "decode_answer", "encode_request"]
 
 CLEANUP_TIMEOUT: Final = 5.0
 """Seconds for one attempt; it is repeated."""
@@ -149,6 +149,22 @@ def _nobody_listens(error: BaseException) -> None:
 
 def wrap(head: Head, encoded: Encoded) -> Encoded:
     return Encoded(encoded.flags, head.pack() + encoded.body, encoded.buffers)
+
+
+def as_tensors(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an operator: a parameter is the tensor that it is, and stays connected to its graph.
+
+    As an object, in the arguments of any other function, it arrives as a parameter of its own: as with torch.
+    """
+    return tuple([_as_tensor(arg) for arg in args])
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, torch.nn.Parameter) and value.layout is torch.strided:
+        return value.view_as(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(_as_tensor, value))
+    return value
 
 
 def encode_request(
