@@ -520,4 +520,13 @@ def test_debug_info_has_torchs_names(owner: RRefContext) -> None:
         "num_forks": "0",
         "num_pending_users": "0",
         "num_pending_children": "0",
+        "num_pending_futures": "0",
     }
+
+
+def test_creations_that_are_under_way_are_counted(owner: RRefContext, alice: RRefContext) -> None:
+    made = [alice.begin_remote(owner.port.incarnation, "ps") for _ in range(2)]
+    assert alice.counts().pending_futures == 2
+    alice.remote_done(made[0][1], None)
+    alice.remote_done(made[1][1], ValueError("why"))
+    assert alice.counts().pending_futures == 0

@@ -41,6 +41,8 @@ class Counts(NamedTuple):
     forks: int
     pending_users: int
     pending_children: int
+    pending_futures: int = 0
+    """Creations by `remote` that have not been answered."""
 
 
 class RRefContext:
@@ -53,6 +55,7 @@ class RRefContext:
         self.before_remote: Callable[[RRef[Any], str, float], None] = lambda rref, name, timeout: None
         """Called with each use of `rref.remote().name`; raises where it must not be made."""
         self._driver = Driver(port)
+        self._creations = 0  # guarded by the driver's lock
 
     # On the owner.
     def create(self, value: Any) -> RRef[Any]:
@@ -104,6 +107,7 @@ class RRefContext:
         """
         with self._driver as machine:
             user, fork = machine.begin_remote(owner, owner_name, type_name)
+            self._creations += 1
             if user is not None:
                 return RRef.of_user(self, user), fork
             cell = self._driver.cells[fork.rref_id] = Cell()
@@ -118,6 +122,7 @@ class RRefContext:
         waiters: list[Waiter] = []
         failure = None if error is None else creation_error(fork, error)
         with self._driver as machine:
+            self._creations -= 1
             if failure is None:
                 machine.remote_confirmed(fork)
                 return
@@ -260,7 +265,9 @@ class RRefContext:
         with self._driver as machine:
             held, owned = machine.held, machine.owned
             forks = sum(len(forks) for forks in owned.forks().values())
-            return Counts(len(owned), len(held), forks, held.pending_users(), held.pending_children())
+            return Counts(
+                len(owned), len(held), forks, held.pending_users(), held.pending_children(), self._creations
+            )
 
     def debug_info(self) -> dict[str, str]:
         """`counts` under torch's names (`num_owner_rrefs`, `num_user_rrefs`, `num_forks`, ...)."""

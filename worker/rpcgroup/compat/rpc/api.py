@@ -401,13 +401,7 @@ def _cleanup_python_rpc_handler() -> None:
 def _rref_context_get_debug_info() -> dict[str, str]:
     if api._group is None:
         raise _not_initialized()
-    info = dict(api._group.agent.references.debug_info())
-    info.setdefault("num_pending_futures", str(_pending_creations()))
-    return info
-
-
-def _pending_creations() -> int:
-    return 0
+    return dict(api._group.agent.references.debug_info())
 
 
 def _to_worker_info(to: Any) -> WorkerInfo:
