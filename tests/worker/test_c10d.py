@@ -90,6 +90,12 @@ def test_what_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store(f"tcp://127.0.0.1:{free_port()}", 1, 2, 0.5)
 
 
+def test_a_torch_without_distributed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    with pytest.raises(RendezvousError, match="built without"):
+        open_store(f"file://{tmp_path}/store", 0, 2, TIMEOUT)
+
+
 def test_a_server_outlives_the_group_that_opened_it_until_the_next_has_one() -> None:
     url = f"tcp://127.0.0.1:{free_port()}"
     open_store(url, 0, 2, TIMEOUT).store.set("key", "value")

@@ -42,6 +42,10 @@ def open_store(init_method: str, rank: int, world_size: int | None, timeout: flo
     Raises `RendezvousUnavailableError` where nobody serves it within `timeout` seconds, and `RendezvousError` for
     what is not such a URL.
     """
+    if not dist.is_available():
+        raise RendezvousError(
+            f"cannot meet at {init_method}: this torch is built without torch.distributed. Meet in etcd"
+        )
     url = _with_query(init_method, rank, world_size)
     try:
         rendezvous = dist.rendezvous(url, timeout=timedelta(seconds=timeout))
