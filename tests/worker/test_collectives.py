@@ -137,6 +137,15 @@ def test_what_cannot_be_sent_is_told_to_who_gave_it(cluster: LocalCluster) -> No
         cluster["b"].collectives.all_gather(threading.Lock(), "abcd", timeout=SHORT)
 
 
+def test_who_comes_too_late_is_told_at_once(gather: Callers) -> None:
+    for future in gather("abc", timeout=SHORT):
+        assert isinstance(future.exception(PATIENCE), GroupError)
+    (late,) = gather("d")
+    with pytest.raises(GroupError, match="1 of 4 members did not come: d"):
+        late.result(PATIENCE)
+    assert results(gather("abcd")) == [ALL] * 4
+
+
 # Of those who live.
 def test_a_meeting_is_a_gathering(meet: Callers) -> None:
     assert results(meet("abcd")) == [ALL] * 4

@@ -23,6 +23,8 @@ __all__ = ["Collectives"]
 FIRST_LOOK: Final = 0.2
 """Seconds after which a leader sees to it that it would notice the death of whoever has not come yet."""
 LOOK_INTERVAL: Final = 1.0
+REMEMBERED: Final = 64
+"""Gatherings that ended without somebody."""
 GRACE: Final = 1.0
 """Seconds that a member gives the leader to say, past their timeout, who has not come."""
 
@@ -70,6 +72,8 @@ class Collectives:
         self._begun: Counter[tuple[str, ...]] = Counter()
         self._gatherings: dict[_Id, _Gathering] = {}
         """Those led from here that are not complete."""
+        self._ended_without: dict[_Id, _Outcome] = {}
+        """Of those that ended without somebody who may still come: what to tell it."""
 
     def start(self) -> None:
         """Before the agent serves: others may be faster."""
@@ -149,6 +153,10 @@ class Collectives:
         """Of one member, to a gathering led from here; the first to come is the one that begins it."""
         deadline = time.monotonic() + timeout if timeout else 0.0
         with self._lock:
+            if id in self._ended_without:
+                missed: Future[_Outcome] = Future()
+                missed.set_result(self._ended_without[id])
+                return missed
             gathering = self._gatherings.get(id)
             if gathering is None:
                 gathering = self._gatherings[id] = _Gathering(id, deadline)
@@ -171,10 +179,18 @@ class Collectives:
                 missing = gathering.missing
                 late = [name for name in missing if self._is_here(name)]
                 if not late or (gathering.deadline and gathering.deadline <= now):
+                    lost = [name for name in missing if name not in late]
                     del self._gatherings[gathering.id]
-                    ended.append((gathering, [name for name in missing if name not in late], late))
+                    if missing:
+                        self._remember(gathering.id, _Outcome({}, lost, late))
+                    ended.append((gathering, lost, late))
         for gathering, lost, late in ended:
             gathering.outcome.set_result(_Outcome(gathering.objects, lost, late))
+
+    def _remember(self, id: _Id, outcome: _Outcome) -> None:
+        self._ended_without[id] = outcome
+        while len(self._ended_without) > REMEMBERED:
+            del self._ended_without[next(iter(self._ended_without))]
 
     def _look_after(self, id: _Id) -> None:
         """Reach who has not come: of a connection's end one hears, of a death without one one does not."""
