@@ -193,6 +193,7 @@ def test_a_group_that_the_program_joined_by_our_own_name_is_the_agent(tmp_path: 
     try:
         assert api._get_current_rpc_agent().get_worker_info().name == "own"
         assert api._get_current_rpc_agent() is api._get_current_rpc_agent()
+        assert api._all_gather(1) == {"own": 1}
     finally:
         rpcgroup.shutdown()
     with pytest.raises(NotInitializedError, match="agent is not set"):

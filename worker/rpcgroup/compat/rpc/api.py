@@ -67,12 +67,11 @@ def _is_current_rpc_agent_set() -> bool:
 
 def _get_current_rpc_agent() -> Any:
     """The agent of this process; raises `NotInitializedError`."""
-    global _current
     group = api._group
     if isinstance(_current, TensorPipeAgent) and _current.group is group:
         return _current
     if group is not None:  # made by rpcgroup's own init_rpc
-        _current = TensorPipeAgent(group)
+        _init_rpc_states(TensorPipeAgent(group))
     if _current is None or (group is None and isinstance(_current, TensorPipeAgent)):
         raise NotInitializedError(
             "Current RPC agent is not set! Did you initialize the RPC framework (e.g. by calling `rpc.init_rpc`)?"
