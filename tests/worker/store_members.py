@@ -45,6 +45,15 @@ def cycles(rank: int, url: str) -> Any:
     return turns
 
 
+def addresses(rank: int, url: str) -> Any:
+    """How they connect."""
+    group = begin(rank, url)
+    call_all()
+    schemes = {member.address.partition("://")[0] for member in group.members()}
+    rpc.shutdown()
+    return sorted(schemes)
+
+
 def early_end(rank: int, url: str) -> Any:
     """Rank 0, which serves a TCPStore, ends as soon as it can; the others are none the worse."""
     begin(rank, url)
@@ -113,7 +122,7 @@ def dynamic(rank: int, url: str) -> Any:
 
 
 SCENARIOS: Final[dict[str, Callable[[int, str], Any]]] = {
-    f.__name__: f for f in (cycles, early_end, failed_start, missing, death, dynamic)
+    f.__name__: f for f in (cycles, addresses, early_end, failed_start, missing, death, dynamic)
 }
 
 

@@ -24,6 +24,7 @@ from rpcgroup.membership.record import MemberRecord
 from rpcgroup.membership.store.dynamic import DynamicRendezvous
 from rpcgroup.membership.store.static import StaticRendezvous
 from rpcgroup.testing.rendezvous import RecordingListener
+from tests.worker.transport import certificates
 
 PROGRAM = Path(__file__).parent / "store_members.py"
 PATIENCE = 100.0
@@ -134,6 +135,21 @@ def test_tls_needs_to_know_the_certificates_group(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(GroupError, match=contract.ENV_GROUP):
         meeting.make_agent("w0", Environment.read(), AgentOptions())
     meeting.rendezvous.close()
+
+
+def test_a_group_with_certificates_talks_tls(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = certificates.write(tmp_path / "tls", certificates.issue(name=contract.tls_name("default", "g")))
+    monkeypatch.setenv(contract.ENV_GROUP, "g")
+    for name, path in (
+        (contract.ENV_TLS_CA_FILE, files.authorities),
+        (contract.ENV_TLS_CERT_FILE, files.certificate),
+        (contract.ENV_TLS_KEY_FILE, files.key),
+    ):
+        path.resolve().chmod(0o600)
+        monkeypatch.setenv(name, str(path))
+    assert run("addresses") == {rank: ["tls"] for rank in range(4)}
 
 
 def test_the_address_to_listen_on() -> None:
