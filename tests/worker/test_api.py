@@ -108,7 +108,7 @@ def test_a_pods_worker_keeps_its_name_whatever_the_program_calls_it(
 ) -> None:
     monkeypatch.setenv(contract.ENV_RENDEZVOUS, url)
     monkeypatch.setenv(contract.ENV_NAME, "g-worker-0")
-    monkeypatch.setenv(contract.ENV_POD_NAME, "g-worker-0")
+    monkeypatch.setenv(contract.ENV_COMPAT, contract.COMPAT_TORCH)
     group = rpc.init_rpc("trainer0", rank=0)
     assert (group.me.name, group.me.called) == ("g-worker-0", "trainer0")
     assert rpc.get_worker_info() == rpc.get_worker_info("trainer0") == rpc.get_worker_info("g-worker-0")

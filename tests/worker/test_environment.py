@@ -29,9 +29,12 @@ def test_everything_is_set() -> None:
             contract.ENV_POD_NAME: "pod",
             contract.ENV_POD_UID: "uid",
             contract.ENV_STATS_INTERVAL: "0.5",
+            contract.ENV_COMPAT: "torch",
         }
     )
-    assert environment == Environment("etcd://h:1/n/g", "w0", "server", "10.0.0.1", 4000, "pod", "uid", 0.5)
+    assert environment == Environment(
+        "etcd://h:1/n/g", "w0", "server", "10.0.0.1", 4000, "pod", "uid", 0.5, "torch"
+    )
 
 
 @pytest.mark.parametrize("name", [contract.ENV_PORT, contract.ENV_STATS_INTERVAL])

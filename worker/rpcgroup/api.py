@@ -94,9 +94,10 @@ def init_rpc(
         known_as = name or environment.name
         if not known_as:
             raise GroupError("init_rpc needs the worker's name: give name=..., or set RPCGROUP_NAME")
-        # Who runs a pod knows its worker by the name that it gave it, whatever the program calls it.
-        in_pod = store is None and url == environment.rendezvous and environment.pod_name
-        name = environment.name if in_pod and environment.name else known_as
+        name = known_as
+        if environment.compat and environment.name and store is None and url == environment.rendezvous:
+            # One rank a pod: who runs it knows its worker by the pod's name, whatever the program calls it.
+            name = environment.name
         options = agent_options(backend_options)
         timeout = patience(options.rpc_timeout)
         meeting = meet(url, store, rank, world_size or None, timeout)

@@ -35,6 +35,7 @@ class Environment:
     pod_name: str
     pod_uid: str
     stats_interval: float
+    compat: str
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Environment:
@@ -48,6 +49,7 @@ class Environment:
             pod_name=environ.get(contract.ENV_POD_NAME, ""),
             pod_uid=environ.get(contract.ENV_POD_UID, ""),
             stats_interval=_number(environ, contract.ENV_STATS_INTERVAL, contract.DEFAULT_STATS_INTERVAL),
+            compat=environ.get(contract.ENV_COMPAT, ""),
         )
 
 
