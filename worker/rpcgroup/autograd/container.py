@@ -14,7 +14,6 @@ from typing import Final
 
 import torch
 
-from rpcgroup.autograd import ddp
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.engine import ROOTS, Arrival, Pass
 from rpcgroup.autograd.functions import Send
@@ -50,7 +49,6 @@ class Container:
         self.port = port
         self.thread = thread
         self._lock = threading.Lock()
-        ddp.watch()
         self._contexts: dict[int, DistAutogradContext] = {}
         self._released: dict[int, bool] = {}
         """By id: whether all members have been told."""
