@@ -25,7 +25,7 @@ def python(tmp_path: Path) -> Python:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=280,
             check=False,
         )
         assert answer.returncode == 0, answer.stderr

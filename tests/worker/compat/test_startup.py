@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import pytest
+
 from tests.worker.compat.conftest import Python
+
+pytestmark = pytest.mark.timeout(300)
+"""Each of several processes imports torch, one after the other."""
 
 CHILDREN = """
     import multiprocessing, subprocess, sys

@@ -81,12 +81,12 @@ NOT_OVER_A_STORE = ("test_stats_of_all_and_gone_with_the_lease", "test_a_value_w
 
 
 @pytest.fixture(params=["memory", "hash", "file", "tcp", "etcd"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, tmp_path: Path, etcd_server: EtcdServer) -> Iterator[Place]:
     with ExitStack() as stack:
         if request.param == "memory":
             yield MemoryPlace(stack)
         elif request.param == "etcd":
-            yield EtcdPlace(stack, request.getfixturevalue("etcd_server"))
+            yield EtcdPlace(stack, etcd_server)
         elif request.node.name.startswith(NOT_OVER_A_STORE):
             pytest.skip("a c10d store has no stats and no watch")
         else:
