@@ -129,7 +129,9 @@ class Invocation:
         started = time.monotonic()
         if timeout_ms and (started - arrived) * 1000 > timeout_ms:
             self._decline(session, flags, body)
-            self._fail(session, id, CallTimeoutError("dropped: its deadline passed before it could start"))
+            what = f"RPC ran for more than set timeout ({timeout_ms} ms)"
+            late = f"{what}: dropped by {self._agent.name}, which had not begun it"
+            self._fail(session, id, CallTimeoutError(late))
         else:
             run(session, frame)
         session.channel.flush()
