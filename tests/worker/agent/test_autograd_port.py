@@ -221,6 +221,25 @@ def test_nested_tensors_and_what_needs_no_gradient(group: LocalCluster) -> None:
         assert list(context.gradients()) == [x]
 
 
+def fail(x: torch.Tensor) -> None:
+    raise ValueError("not here")
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_call_that_failed_is_no_part_of_the_graph(group: LocalCluster, how: str) -> None:
+    """A program that has caught the error and calls somebody else waits for no gradient of the failed call."""
+    x = leaf(1, 2)
+    a = group.agent("a")
+    with context_at("a") as context:
+        with pytest.raises(ValueError, match="not here"):
+            if how == "sync":
+                a.rpc_sync("b", fail, (x,))
+            else:
+                a.rpc_async("b", fail, (x,)).wait()
+        a.autograd.backward(context.id, [a.rpc_sync("c", double, (x,)).sum()], False)
+        assert context.gradients()[x].tolist() == [2, 2]
+
+
 def test_an_operator_takes_a_parameter_as_the_tensor_that_it_is(group: LocalCluster) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     a = group.agent("a")

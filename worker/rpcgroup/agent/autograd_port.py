@@ -169,15 +169,19 @@ def _as_tensor(value: Any) -> Any:
 
 def encode_request(
     link: Link, context: DistAutogradContext, kind: int, values: tuple[Any, ...]
-) -> tuple[int, Encoded]:
-    """What to send in place of a request of that kind, so that its tensors stay connected."""
+) -> tuple[int, Encoded, Callable[[], None] | None]:
+    """What to send in place of a request of that kind, so that its tensors stay connected.
+
+    The third part takes back what has been noted of it, where the call fails.
+    """
     agent, peer = link.agent, link.peer
     sent: list[torch.Tensor] = []
     encoded = agent.codec.encode(values, peer.forks, link.by_value, sent)
     message_id = agent.autograd.new_message_id()
     if not context.add_send(message_id, peer.incarnation, peer.record.id, sent):
-        return kind, encoded
-    return _FORWARD, wrap(Head(context.id, message_id, kind), encoded)
+        return kind, encoded, None
+    withdraw = partial(context.drop_send, message_id) if sent else None
+    return _FORWARD, wrap(Head(context.id, message_id, kind), encoded), withdraw
 
 
 def decode_answer(link: Link, flags: int, body: Body | None) -> Any:

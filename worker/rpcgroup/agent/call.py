@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from rpcgroup.wire.frames import Frame
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Call"]
 
 _RESPONSE: Final = int(MessageType.RESPONSE)
+_EXCEPTION: Final = int(MessageType.EXCEPTION)
 
 
 class Call:
@@ -32,6 +34,8 @@ class Call:
     error: BaseException | None = None
     frame: Frame | None = None
     lock: _thread.LockType | None = None
+    withdraw: Callable[[], None] | None = None
+    """Of a call within an autograd context: it has failed, and no gradient will come back for what it sent."""
     is_future = False
     """Nobody may be waiting for it: a `CallFuture`."""
 
@@ -58,11 +62,15 @@ class Call:
     def result(self) -> Any:
         """The value, or raise what went wrong. Only once answered."""
         if self.error is not None:
+            if self.withdraw is not None:
+                self.withdraw()
             raise self.error
         assert self.frame is not None
         kind, flags, _, _, _, body = self.frame
         if kind == _RESPONSE and not flags:
             return None
+        if kind == _EXCEPTION and self.withdraw is not None:
+            self.withdraw()
         return self.link.decode_answer(kind, flags, body)
 
     def wait(self) -> Any:

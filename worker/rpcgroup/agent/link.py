@@ -146,7 +146,7 @@ class Link:
             raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
         body, buffers = b"", None
         if context is not None:
-            kind, (form, body, buffers) = encode_request(self, context, kind, values)
+            kind, (form, body, buffers), call.withdraw = encode_request(self, context, kind, values)
             flags |= form
         elif values:
             form, body, buffers = self._codec.encode(values, self.peer.forks, self.by_value)

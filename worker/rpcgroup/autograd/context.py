@@ -57,7 +57,7 @@ class DistAutogradContext:
         return True
 
     def drop_send(self, message_id: int) -> None:
-        """The message could not be sent."""
+        """The call failed: nothing depends on what it sent."""
         with self.lock:
             self.sends.pop(message_id, None)
 

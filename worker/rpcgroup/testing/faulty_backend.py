@@ -159,7 +159,7 @@ class FaultyLink(Link):
         """As `send`, but for the writing. The call is there from now on: it can end before it is written."""
         wrapped: int = kind
         if context is not None:
-            wrapped, (form, body, buffers) = encode_request(self, context, kind, values)
+            wrapped, (form, body, buffers), call.withdraw = encode_request(self, context, kind, values)
         else:
             form, body, buffers = self._codec.encode(values, self.peer.forks, self.by_value)
         call.link = self
