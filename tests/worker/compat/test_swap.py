@@ -70,6 +70,32 @@ def test_names_that_are_taken_afterwards_are_ours_and_go_back(python: Python) ->
     )
 
 
+def test_the_optimizer_is_ours_whenever_it_was_imported(python: Python) -> None:
+    python(
+        """
+        import rpcgroup.compat, rpcgroup.optim
+        rpcgroup.compat.install()
+        import torch.distributed.optim
+        from torch.distributed.optim import DistributedOptimizer
+        assert DistributedOptimizer is rpcgroup.optim.DistributedOptimizer
+        """
+    )
+    python(
+        """
+        import torch.distributed.optim
+        from torch.distributed.optim import DistributedOptimizer
+        stock = [DistributedOptimizer]  # in a list, which nobody looks into
+        import rpcgroup.compat, rpcgroup.optim
+        from rpcgroup.optim import DistributedOptimizer as own
+        rpcgroup.compat.install()
+        assert DistributedOptimizer is torch.distributed.optim.DistributedOptimizer is own is not stock[0]
+        rpcgroup.compat.uninstall()
+        assert DistributedOptimizer is torch.distributed.optim.DistributedOptimizer is stock[0]
+        assert own is rpcgroup.optim.DistributedOptimizer
+        """
+    )
+
+
 def test_reducers_that_were_registered_before_count(python: Python) -> None:
     python(
         """

@@ -15,8 +15,9 @@ __all__ = ["ALIASES", "AliasFinder", "own_name"]
 ALIASES: Final = {
     "torch.distributed.rpc": "rpcgroup.compat.rpc",
     "torch.distributed.autograd": "rpcgroup.compat.autograd",
+    "torch.distributed.optim.optimizer": "rpcgroup.optim",
 }
-"""Each with what is below it."""
+"""Each with what is below it. The optimizer of older torches takes its steps within TorchScript, in C++."""
 
 
 def own_name(name: str) -> str | None:

@@ -89,7 +89,9 @@ def _install() -> None:
     for name, ours in ALIASES.items():
         module = importlib.import_module(ours)
         _set(sys.modules, name, module)
-        _set(vars(torch.distributed), name.rpartition(".")[2], module)
+        parent, _, attribute = name.rpartition(".")
+        if parent in sys.modules:
+            _set(vars(sys.modules[parent]), attribute, module)
     sys.meta_path.insert(0, _finder)
     _bind(replacements, {id(module) for module in stock.values()})
     _bind_in_c()
@@ -155,7 +157,9 @@ def _bind(replacements: dict[int, Any], skip: set[int]) -> None:
 def _bind_back() -> None:
     """Names that were bound since, to what only the skin defines."""
     theirs: dict[int, Any] = {}
-    for ours, name in [(ours, name) for name, ours in ALIASES.items()]:
+    for name, ours in ALIASES.items():
+        if not ours.startswith(f"{__package__}."):
+            continue
         stock = sys.modules.get(name)
         for module in [m for n, m in list(sys.modules.items()) if n == ours or n.startswith(f"{ours}.")]:
             there = sys.modules.get(name + module.__name__.removeprefix(ours), stock)
