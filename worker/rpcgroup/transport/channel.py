@@ -81,7 +81,7 @@ class Channel:
         while out and not self.broken and lock.acquire(False):
             try:
                 self._write_queued()
-            except OSError:
+            except (OSError, IndexError):  # the latter: it was closed meanwhile, and emptied
                 self.broken = True
             except BaseException:
                 # KeyboardInterrupt, with a frame half written: only a new connection can go on.
@@ -102,7 +102,7 @@ class Channel:
             data = self._take_batch()
             if data:
                 self._try_send(data)
-        except OSError:
+        except (OSError, IndexError):  # as in `flush`
             self.broken = True
         finally:
             self.write_lock.release()
