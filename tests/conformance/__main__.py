@@ -56,7 +56,8 @@ class Shard:
             self.end()
             answer = {"outcome": "failed", "why": f"the process that runs the tests: {exc}"}
         log = Path(self._log.name).read_bytes()[begin:].decode(errors="replace")
-        return Outcome(name, answer["outcome"], time.monotonic() - start, answer["why"], log[-20000:])
+        seconds = answer.get("seconds", time.monotonic() - start)
+        return Outcome(name, answer["outcome"], seconds, answer["why"], log[-20000:])
 
     def end(self) -> None:
         if self._process is not None:
