@@ -10,7 +10,6 @@ what the gradients are without it. That is the price of FAST mode.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -36,8 +35,6 @@ __all__ = ["Arrival", "Pass"]
 
 ROOTS = 0
 """The message id under which the roots' own gradients arrive; a message never has it."""
-
-_log = logging.getLogger(__name__)
 
 
 class Arrival(NamedTuple):

@@ -91,11 +91,6 @@ class LocalGraph:
     def can_run(self, node: Any) -> bool:
         return not self._masks[node] & self._missing
 
-    def live(self) -> list[Any]:
-        """The terminals to which, from what has been heard of, a path leads: in time they get a gradient."""
-        heard = ~self._missing
-        return [node for node in self._order if not self.next[node] and self._masks[node] & heard]
-
     def _early(self, nodes: list[Any]) -> set[Any]:
         early: set[Any] = set()
         if not self._blocked:
