@@ -86,6 +86,7 @@ def test_what_is_not_given_has_its_default(access: Access) -> None:
         "roles": [{"name": "a", "replicas": 1, "template": TEMPLATE}],
         "backoffLimit": 6,
         "suspend": False,
+        "compat": "None",
         "security": {"tls": False},
         "rolloutStrategy": {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
     }

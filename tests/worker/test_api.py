@@ -17,6 +17,7 @@ import pytest
 
 import rpcgroup as rpc
 from rpcgroup import api, contract
+from rpcgroup.agent.agent import Agent
 from rpcgroup.c10d import dist
 from rpcgroup.errors import (
     GroupError,
@@ -101,6 +102,19 @@ def test_torchs_static_group_by_rank(url: str) -> None:
     group = rpc.init_rpc("w0", rank=0, world_size=1, init_method=url)
     assert group.me.id == 0
     assert rpc.rpc_sync(0, echo, (1,)) == 1
+
+
+def test_the_group_is_in_place_before_others_are_answered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+
+    def serve(agent: Agent) -> None:
+        found.extend([rpc.get_worker_info().name, rpc.RRef(1).owner_name()])
+        serves(agent)
+
+    serves = Agent.serve
+    monkeypatch.setattr(Agent, "serve", serve)
+    rpc.init_rpc("w0", init_method=url)
+    assert found == ["w0", "w0"]
 
 
 def test_a_pods_worker_keeps_its_name_whatever_the_program_calls_it(

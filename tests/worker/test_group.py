@@ -179,6 +179,7 @@ def mapped(name: str, place: MemoryGroup, transport: Any, devices: Any = (), **m
             state=MemberState.READY,
         )
     )
+    group.serve()
     return group
 
 
@@ -549,6 +550,7 @@ def static() -> Iterator[list[Group]]:
     def join(rank: int) -> None:
         agent = groups[rank].agent
         groups[rank].join(MemberRecord(name=agent.name, id=rank, address=agent.address), PATIENCE)
+        groups[rank].serve()
 
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(join, range(3)))

@@ -112,7 +112,8 @@ def init_rpc(
             group.join(record, timeout)
         else:
             group.join(record)
-        _group = group
+        _group = group  # before the first call of another: what it runs may call others by this module
+        group.serve()
     group.when_drained_unheard = _leave_and_exit
     if not group.is_static:  # its members end together: one that is asked to end cannot wait for the others
         _listen_to_sigterm(group)

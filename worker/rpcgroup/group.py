@@ -89,7 +89,9 @@ class Group:
             agent.on_goodbye = self._goodbye
 
     def join(self, record: MemberRecord, timeout: float = JOIN_TIMEOUT) -> None:
-        """Enter; raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`, having left nothing behind."""
+        """Enter; `serve` follows. Raises `JoinError`, `MemberExistsError`, `RendezvousUnavailableError`, having left
+        nothing behind.
+        """
         try:
             admission = admit_all if self.is_static else admit
             stored = self._rendezvous.join(record, admit=admission, listener=_Listener(self), timeout=timeout)
@@ -100,9 +102,13 @@ class Group:
         self._record = stored
         self.roster = sorted(self._rendezvous.view().members) if self.is_static else []
         self.collectives.start()
-        self.agent.start(stored)
+        self.agent.become(stored)
+
+    def serve(self) -> None:
+        """Answer the others; what they call here finds the group in place."""
         use_context(self.agent.references)
         use_container(self.agent.autograd)
+        self.agent.serve()
         self._stats.start()
 
     @property

@@ -152,12 +152,20 @@ class Agent:
         return self._doorway.address
 
     def start(self, record: MemberRecord) -> None:
-        """Serve, as the member of that record."""
+        """Be the member of that record, and serve."""
+        self.become(record)
+        self.serve()
+
+    def become(self, record: MemberRecord) -> None:
+        """Be the member of that record: its references and contexts are there, and nobody is answered yet."""
         self.identity = replace(self.identity, incarnation=record.incarnation)
         self.info = WorkerInfo(record.called, record.id, record.incarnation)
         self.where = str(self.info)
         self.references = RRefContext(ReferencePort(self))
         self.autograd = Container(AutogradPort(self), self.thread)
+
+    def serve(self) -> None:
+        """Answer the others."""
         self._started = True
         install_recording()
         _agents.add(self)

@@ -136,7 +136,7 @@ def _describe(
     """The name of the event, and the callee's id."""
     callee = agent.peer(to).record
     recording.node_id = agent.info.id
-    return profiling_key(kind, function, agent.name, callee.name), callee.id
+    return profiling_key(kind, function, agent.info.name, callee.called), callee.id
 
 
 def _name_of(function: Any) -> str:

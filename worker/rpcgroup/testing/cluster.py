@@ -67,6 +67,7 @@ class LocalCluster:
         group.join(
             MemberRecord(name=name, role=role, id=rank, address=agent.address, state=MemberState.READY)
         )
+        group.serve()
         self._groups[name], self._seats[name] = group, seat
         for other in list(self._groups.values()):  # others may join meanwhile
             other.wait_for(len(self._groups), timeout=10)
