@@ -55,7 +55,7 @@ class Events:
 
     @contextmanager
     def after(self, devices: Iterable[torch.device] = (), priority: int = 0) -> Iterator[None]:
-        """This thread's current streams are fresh ones of the pool, ordered behind the events, of these and `devices`."""
+        """Fresh streams of the pool are this thread's current ones, behind the events; of these and `devices`."""
         runtime = self._runtime
         on = dict.fromkeys((*self._events, *devices))
         with runtime.use([runtime.new_stream(device, priority) for device in on]):
