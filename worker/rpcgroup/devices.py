@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import torch
 
-from rpcgroup.errors import DeviceMapError
+from rpcgroup.errors import DeviceMapError, DevicePlacementError
 from rpcgroup.membership.record import MemberRecord
 
 __all__ = [
     "Device",
     "DeviceMap",
+    "DevicePlacement",
     "as_device_map",
     "as_devices",
     "device_count",
@@ -118,6 +119,40 @@ def device_list(
 
 def _by_index(device: torch.device) -> tuple[int, str]:
     return -1 if device.index is None else device.index, device.type
+
+
+# Where a tensor goes.
+class DevicePlacement:
+    """Of the tensors that one worker is sent: requests go along the map for it, answers along its map inverted.
+
+    From the CPU to the CPU, unless the map says otherwise.
+    """
+
+    def __init__(self, to: str, device_map: DeviceMap, *, is_answer: bool = False) -> None:
+        self._to = to
+        self._map = device_map
+        self._is_answer = is_answer
+        self.moves_cpu = any(d.type == "cpu" and t.type != "cpu" for d, t in device_map.items())
+
+    def target(self, tensor: torch.Tensor) -> int:
+        """Index of the receiver's device, -1 for the CPU; raises `DevicePlacementError`."""
+        device = tensor.device
+        target = self._map.get(device)
+        if target is None:
+            if device.type == "cpu":
+                return -1
+            raise self._unavailable(tensor)
+        return -1 if target.type == "cpu" else target.index
+
+    def _unavailable(self, tensor: torch.Tensor) -> DevicePlacementError:
+        kind = "Response" if self._is_answer else "Request"
+        pairs = ", ".join(f"{source} -> {target}" for source, target in self._map.items())
+        return DevicePlacementError(
+            f"cannot be sent: a tensor of shape {tuple(tensor.shape)} is on {tensor.device}. "
+            "TensorPipe RPC backend only supports CPU tensors by default: move it to the CPU, or call "
+            f"`set_device_map` on `TensorPipeRpcBackendOptions`. {kind} device mapping is not available for "
+            f"{tensor.device} on the way to {self._to}; its map: {pairs or 'none'}"
+        )
 
 
 # Whether they fit together.

@@ -14,6 +14,7 @@ __all__ = [
     "CallCancelledError",
     "CallTimeoutError",
     "DeviceMapError",
+    "DevicePlacementError",
     "DrainedError",
     "EtcdServerError",
     "FunctionNotFoundError",
@@ -74,6 +75,10 @@ class FunctionNotFoundError(RpcGroupError, AttributeError, RuntimeError):
 
 class SerializationError(RpcGroupError, RuntimeError, TypeError):
     """An argument or a result cannot be sent; raised at the sender, and nothing was sent."""
+
+
+class DevicePlacementError(SerializationError):
+    """A tensor is on a device that no device map has for the receiver; the text names tensor, device and map."""
 
 
 class MessageTooLargeError(SerializationError):

@@ -434,7 +434,7 @@ def test_tensors_that_require_grad_are_told_and_adopted_in_order(wrapped: bool) 
         values = ({"values": [y, plain, x, sparse, turned, y]},)
     sent: list[torch.Tensor] = []
     codec = Codec()
-    flags, body, _ = codec.encode(values, sent=sent)
+    flags, body, _, _ = codec.encode(values, sent=sent)
     assert sent[0] is y and sent[1] is x and len(sent) == (4 if wrapped else 2)
     adopted: list[torch.Tensor] = []
 
@@ -460,7 +460,7 @@ def test_a_sparse_tensor_comes_back_as_it_was() -> None:
         torch.sparse_coo_tensor(torch.tensor([[0, 0]]), torch.ones(2, 4), (3, 4)),
         torch.sparse_coo_tensor(torch.tensor([[1], [2]]), torch.ones(1), (3, 4), requires_grad=True),
     ):
-        flags, body, _ = Codec().encode((sparse,))
+        flags, body, _, _ = Codec().encode((sparse,))
         (back,) = Codec().decode(flags, Body(body, 0, []))
         assert back.is_sparse and back.requires_grad == sparse.requires_grad and back.is_leaf
         assert back.is_coalesced() == sparse.is_coalesced()

@@ -148,7 +148,7 @@ def _nobody_listens(error: BaseException) -> None:
 
 
 def wrap(head: Head, encoded: Encoded) -> Encoded:
-    return Encoded(encoded.flags, head.pack() + encoded.body, encoded.buffers)
+    return encoded._replace(body=head.pack() + encoded.body)
 
 
 def as_tensors(args: tuple[Any, ...]) -> tuple[Any, ...]:

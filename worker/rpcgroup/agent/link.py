@@ -146,10 +146,10 @@ class Link:
             raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
         body, buffers = b"", None
         if context is not None:
-            kind, (form, body, buffers), call.withdraw = encode_request(self, context, kind, values)
+            kind, (form, body, buffers, _), call.withdraw = encode_request(self, context, kind, values)
             flags |= form
         elif values:
-            form, body, buffers = self._codec.encode(values, self.peer.forks, self.by_value)
+            form, body, buffers, _ = self._codec.encode(values, self.peer.forks, self.by_value)
             flags |= form
         channel, pending = self.channel, self.pending
         call.link = self
@@ -186,7 +186,7 @@ class Link:
         """Send what nobody answers: that it does not arrive is told to the `listeners`."""
         if self.leaving:
             raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
-        form, body, buffers = encoded
+        form, body, buffers, _ = encoded
         channel = self.channel
         channel.queue(pack_frame(kind, form, 0, 0, 0, channel.acknowledgement(), body, buffers))
         if self.failure is not None:

@@ -99,7 +99,7 @@ class Session:
 
     def answer_value(self, id: int, value: Any) -> None:
         """Queue a result; the caller of the handler flushes. Raises `SerializationError`."""
-        flags, body, buffers = self.agent.codec.encode((value,), self.forks, self.by_value)
+        flags, body, buffers, _ = self.agent.codec.encode((value,), self.forks, self.by_value)
         self._queue(_RESPONSE, flags, id, body, buffers)
 
     def answer(self, id: int, encoded: Encoded, kind: int = _RESPONSE) -> None:

@@ -159,9 +159,9 @@ class FaultyLink(Link):
         """As `send`, but for the writing. The call is there from now on: it can end before it is written."""
         wrapped: int = kind
         if context is not None:
-            wrapped, (form, body, buffers), call.withdraw = encode_request(self, context, kind, values)
+            wrapped, (form, body, buffers, _), call.withdraw = encode_request(self, context, kind, values)
         else:
-            form, body, buffers = self._codec.encode(values, self.peer.forks, self.by_value)
+            form, body, buffers, _ = self._codec.encode(values, self.peer.forks, self.by_value)
         call.link = self
         call.id = id = next(self._ids)
         call.timeout_ms = timeout_ms = min(max(1, int(timeout * 1000)), MAX_TIMEOUT_MS) if timeout else 0

@@ -17,7 +17,7 @@ import copyreg
 import pickle
 import struct
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from itertools import repeat
 from operator import getitem
@@ -25,10 +25,24 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 
-from rpcgroup.errors import MessageTooLargeError, RemoteProtocolError, SerializationError
+from rpcgroup.errors import (
+    DevicePlacementError,
+    MessageTooLargeError,
+    RemoteProtocolError,
+    SerializationError,
+)
 from rpcgroup.wire.frames import MAX_BODY, Body
 from rpcgroup.wire.scripts import SCRIPTED, SCRIPTED_MODULES, reduce_script_module, reduce_scripted
-from rpcgroup.wire.tensors import INLINE_LIMIT, MAX_BUFFERS, can_travel, decode_tensor, encode_tensor
+from rpcgroup.wire.tensors import (
+    INLINE_LIMIT,
+    MAX_BUFFERS,
+    OnDevice,
+    can_travel,
+    decode_tensor,
+    encode_device_tensor,
+    encode_tensor,
+    has_plain_data,
+)
 
 __all__ = [
     "FORMAT_MASK",
@@ -38,6 +52,7 @@ __all__ = [
     "TENSORS",
     "Codec",
     "Encoded",
+    "Placement",
     "ReferenceForks",
     "register_reducer",
 ]
@@ -52,6 +67,7 @@ _SIMPLE: Final = frozenset((int, float, str, bool, type(None), bytes))
 _Tensor = torch.Tensor
 _sparse_coo = torch.sparse_coo
 Adopt = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+Put = Callable[[torch.Tensor, int], torch.Tensor]
 _COUNT: Final = struct.Struct("<HHI")
 _OBJECTS: Final = struct.Struct("<IIIIQ")
 """attached objects, raw buffers, bytes of the references, entries of the buffer order, size of the pickle"""
@@ -76,11 +92,12 @@ def register_reducer(kind: type, reducer: Callable[[Any], Any]) -> None:
 
 
 class Encoded(NamedTuple):
-    """`flags` (one of the formats), the body, the buffers that follow it."""
+    """`flags` (one of the formats), the body, the buffers that follow it, the data that go from device to device."""
 
     flags: int
     body: bytes
     buffers: list[memoryview]
+    payloads: list[OnDevice] | None = None
 
 
 _NOTHING_ENCODED: Final = Encoded(NOTHING, b"", [])
@@ -94,16 +111,36 @@ class ReferenceForks(Protocol):
     def fork_failed(self, fork: Any) -> None: ...
 
 
+class Placement(Protocol):
+    """Where the tensors of a message to one worker go."""
+
+    moves_cpu: bool
+    """Those of the CPU may go to a device."""
+
+    def target(self, tensor: torch.Tensor) -> int:
+        """Index of the receiver's device, -1 for the CPU; raises `SerializationError` where there is none."""
+        ...
+
+
 class Codec:
     """Encodes and decodes for one agent; stateless, thread-safe.
 
     `reference_type` is the class whose instances travel as references: `forks` turns one into plain data when
     it is encoded, `receive` turns the list of such data into references when a body is decoded.
+    `tensor_type` is the exact type of tensors on devices; `put` copies a tensor onto the device of that index.
     """
 
-    def __init__(self, reference_type: type | None = None, max_body: int = MAX_BODY) -> None:
+    def __init__(
+        self,
+        reference_type: type | None = None,
+        max_body: int = MAX_BODY,
+        tensor_type: type[torch.Tensor] = torch.Tensor,
+        put: Put | None = None,
+    ) -> None:
         self._reference_type = reference_type
         self._max_body = max_body
+        self._tensor_type = tensor_type
+        self._put = put
 
     def encode(
         self,
@@ -111,12 +148,15 @@ class Codec:
         forks: ReferenceForks | None = None,
         by_value: bool = False,
         sent: list[torch.Tensor] | None = None,
+        placement: Placement | None = None,
     ) -> Encoded:
         """Encode arguments, or a result as a 1-tuple.
 
         `by_value` sends what lives in `__main__` by value: the receiver's `__main__` is another program.
         The tensors that require grad are appended to `sent`, in the order in which `decode` adopts them.
-        Raises `SerializationError` naming what cannot be sent, and `MessageTooLargeError`.
+        `placement` says where tensors go; without it, from the CPU to the CPU. Data of a device that stay there are
+        read by the current streams at first. Raises `SerializationError` naming what cannot be sent, and
+        `MessageTooLargeError`.
         """
         if not values:
             return _NOTHING_ENCODED
@@ -129,12 +169,18 @@ class Codec:
                 simple = False
         if simple:
             encoded = Encoded(PICKLE, pickle.dumps(values, 5), [])
-        elif tensors and len(values) <= MAX_BUFFERS and all(map(can_travel, values)) and _differ(values):
+        elif (
+            tensors
+            and (placement is None or not placement.moves_cpu)
+            and len(values) <= MAX_BUFFERS
+            and all(map(can_travel, values))
+            and _differ(values)
+        ):
             encoded = _encode_tensors(values)
             if sent is not None:
                 sent += [tensor for tensor in values if tensor.requires_grad]
         else:
-            return self._encode_objects(values, forks, by_value, sent)
+            return self._encode_objects(values, forks, by_value, sent, placement)
         _require_size(len(encoded.body) + 8 * len(encoded.buffers), self._max_body)
         return encoded
 
@@ -154,7 +200,7 @@ class Codec:
             return ()
         if body is None:
             raise RemoteProtocolError("a message says that it has a body, and has none")
-        data, start, buffers = body
+        data, start, buffers, events = body
         if form == PICKLE:
             values: tuple[Any, ...] = pickle.loads(memoryview(data)[start:] if start else data)
             return values
@@ -163,13 +209,14 @@ class Codec:
         if form == TENSORS:
             tensors = _decode_tensors(data, start, iter(buffers or ()))
             return tuple(tensors) if adopt is None else tuple(_adopted(tensors, adopt))
-        return _decode_objects(data, start, list(buffers or ()), receive, adopt)
+        payloads = iter(events.tensors if events is not None else ())
+        return _decode_objects(data, start, list(buffers or ()), payloads, self._put, receive, adopt)
 
     def references_in(self, flags: int, body: Body | None) -> list[Any]:
         """The references of a body that will not be decoded."""
         if flags & FORMAT_MASK != OBJECTS or body is None:
             return []
-        data, start, _ = body
+        data, start, _, _ = body
         _, _, blob_size, order_size, pickle_size = _OBJECTS.unpack_from(data, start)
         end = len(data) - pickle_size - order_size
         if not blob_size or end - blob_size < start:
@@ -183,16 +230,19 @@ class Codec:
         forks: ReferenceForks | None,
         by_value: bool,
         sent: list[torch.Tensor] | None,
+        placement: Placement | None,
     ) -> Encoded:
         try:
-            pickled = _Pickling(self._reference_type)
+            pickled = _Pickling(self._reference_type, self._tensor_type, placement)
             pickled.dump(values)
             if by_value and b"__main__" in pickled.stream.getvalue():
                 raise pickle.PicklingError("refers to this program's __main__")
         except RecursionError as exc:
             raise SerializationError("cannot be sent: nested too deeply to pickle") from exc
         except Exception as exc:
-            pickled = _Pickling(self._reference_type)
+            if isinstance(exc, DevicePlacementError):
+                raise
+            pickled = _Pickling(self._reference_type, self._tensor_type, placement)
             try:
                 pickled.dump_by_value(values)
             except SerializationError:
@@ -211,10 +261,25 @@ class Codec:
 class _Pickling:
     """One pickle under way and what was taken out of it."""
 
-    __slots__ = ("attached", "order", "raw", "reference_type", "stream")
+    __slots__ = (
+        "attached",
+        "order",
+        "placement",
+        "raw",
+        "reference_type",
+        "stream",
+        "targets",
+        "tensor_type",
+    )
 
-    def __init__(self, reference_type: type | None) -> None:
+    def __init__(
+        self, reference_type: type | None, tensor_type: type[torch.Tensor], placement: Placement | None
+    ) -> None:
         self.reference_type = reference_type
+        self.tensor_type = tensor_type
+        self.placement = placement
+        self.targets: dict[int, int] = {}
+        """Of attached tensors that go to a device: by their places, its index."""
         self.stream = BytesIO()
         self.attached: list[Any] = []
         self.raw: list[memoryview] = []
@@ -241,15 +306,21 @@ class _Pickling:
         parts: list[bytes] = [b""]
         buffers = self.raw
         raw_count = len(buffers)
+        payloads: list[OnDevice] = []
         offset = _OBJECTS.size
-        for value in self.attached:
+        for place, value in enumerate(self.attached):
             if isinstance(value, _Tensor):
+                target = self.targets.get(place, -1)
                 if value.layout is _sparse_coo:
                     entry = _encode_sparse(value)
                     parts.append(entry)
                     offset += len(entry)
+                elif value.is_cpu:
+                    offset = encode_tensor(value, parts, offset, buffers, target + 1)
+                elif target < 0:
+                    offset = encode_tensor(value.cpu(), parts, offset, buffers)
                 else:
-                    offset = encode_tensor(value, parts, offset, buffers)
+                    offset += encode_device_tensor(value, target, parts, payloads)
             elif forks is None:
                 raise SerializationError("a reference can only be sent by a call")
             else:
@@ -264,31 +335,45 @@ class _Pickling:
         pickled = self.stream.getvalue()
         parts[0] = _OBJECTS.pack(len(self.attached), raw_count, len(blob), len(order), len(pickled))
         parts += (blob, order, pickled)
-        return Encoded(OBJECTS, b"".join(parts), buffers)
+        return Encoded(OBJECTS, b"".join(parts), buffers, payloads)
 
     def _reductions(self) -> dict[type, Callable[[Any], Any]]:
         table: dict[type, Callable[[Any], Any]] = {**_reducers, _Tensor: self._reduce_tensor}
+        table[self.tensor_type] = self._reduce_tensor
         if self.reference_type is not None:
             table[self.reference_type] = self._attach
         return table
 
     def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
-        if can_travel(tensor):
-            return self._attach(tensor)
-        if tensor.requires_grad and (tensor.is_conj() or tensor.is_neg()):
-            return self._reduce_tensor(tensor.resolve_conj().resolve_neg())  # connected to it
-        if tensor.layout is _sparse_coo and tensor.is_cpu:
+        if tensor.layout is _sparse_coo:
             # The two before it in the list are what it is made of.
             detached = tensor.detach()
-            self._attach(detached._indices())
-            self._attach(detached._values())
+            self._attach_tensor(detached._indices())
+            self._attach_tensor(detached._values())
             return self._attach(tensor)
-        if tensor.device.type not in ("cpu", "meta"):
+        if has_plain_data(tensor) and not tensor.is_meta:
+            return self._attach_tensor(tensor)
+        if tensor.is_conj() or tensor.is_neg():
+            return self._reduce_tensor(tensor.resolve_conj().resolve_neg())  # connected to it
+        if not (tensor.is_cpu or tensor.is_meta):
             raise SerializationError(
-                f"cannot be sent: a tensor of shape {tuple(tensor.shape)} is on {tensor.device}; "
-                "move it to the CPU first"
+                f"cannot be sent: a tensor of shape {tuple(tensor.shape)} on {tensor.device} has the layout "
+                f"{tensor.layout}, dtype {tensor.dtype}; move it to the CPU first"
             )
         return tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
+
+    def _attach_tensor(self, tensor: torch.Tensor) -> Any:
+        target = -1
+        if self.placement is not None:
+            target = self.placement.target(tensor)
+        elif not tensor.is_cpu:
+            raise DevicePlacementError(
+                f"cannot be sent: a tensor of shape {tuple(tensor.shape)} is on {tensor.device}, and tensors travel "
+                "from CPU to CPU here; move it to the CPU first"
+            )
+        if target >= 0:
+            self.targets[len(self.attached)] = target
+        return self._attach(tensor)
 
     def _attach(self, value: Any) -> Any:
         self.attached.append(value)
@@ -378,6 +463,8 @@ def _decode_objects(
     body: bytearray,
     start: int,
     buffers: list[Any],
+    payloads: Iterator[torch.Tensor],
+    put: Put | None,
     receive: Callable[[list[Any]], list[Any]] | None,
     adopt: Adopt | None,
 ) -> tuple[Any, ...]:
@@ -391,7 +478,9 @@ def _decode_objects(
         if receive is None:
             raise RemoteProtocolError("a message carries references where none are expected")
         references = receive(pickle.loads(view[tail : tail + blob_size]))
-    attached = _decode_attached(body, start, count, iter(buffers[raw_count:]), iter(references))
+    attached = _decode_attached(
+        body, start, count, iter(buffers[raw_count:]), iter(references), payloads, put
+    )
     if adopt is not None:
         attached = _adopted(attached, adopt)
     if order_size:
@@ -404,7 +493,15 @@ def _decode_objects(
     return values
 
 
-def _decode_attached(body: bytearray, start: int, count: int, buffers: Any, references: Any) -> list[Any]:
+def _decode_attached(
+    body: bytearray,
+    start: int,
+    count: int,
+    buffers: Any,
+    references: Any,
+    payloads: Iterator[torch.Tensor],
+    put: Put | None,
+) -> list[Any]:
     offset = start + _OBJECTS.size
     attached: list[Any] = []
     for _ in range(count):
@@ -415,6 +512,6 @@ def _decode_attached(body: bytearray, start: int, count: int, buffers: Any, refe
             tensor, offset = _decode_sparse(body, offset, attached)
             attached.append(tensor)
         else:
-            tensor, offset = decode_tensor(body, offset, start, buffers)
+            tensor, offset = decode_tensor(body, offset, start, buffers, payloads, put)
             attached.append(tensor)
     return attached

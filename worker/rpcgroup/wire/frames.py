@@ -56,6 +56,8 @@ class Body(NamedTuple):
     start: int
     """Where the sizes of the buffers end."""
     buffers: list[Any] | None
+    events: Any = None
+    """Of a message whose tensors came onto devices: the `rpcgroup.cuda.events.Events` of what came."""
 
 
 Frame = tuple[int, int, int, int, int, Body | None]

@@ -1,8 +1,11 @@
 """Tensors beside the pickle: metadata and small data in the body, larger data as buffers of the frame.
 
-    per tensor  u8 dtype  u8 dimensions  u8 flags  u8 0  u32 0   then i64 for each dimension
+    per tensor  u8 dtype  u8 dimensions  u8 flags  u8 place  u32 0   then i64 for each dimension
                 with STRIDED another i64 for each, its stride
-                then, unless OUT_OF_BAND, padding to 16 bytes and the data
+                then, unless OUT_OF_BAND or ON_DEVICE, padding to 16 bytes and the data
+
+With ON_DEVICE the data are the next payload of the message. `place` is 0, or for data that came by way of the host
+the index of the device that the receiver puts them on, plus 1.
 
 A view comes back with its strides, as from torch's RPC, where the memory that it spans is not much more than what
 it shows; else it travels dense. Never does the whole storage behind one.
@@ -12,13 +15,24 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from rpcgroup.errors import RemoteProtocolError, SerializationError
 
-__all__ = ["INLINE_LIMIT", "MAX_BUFFERS", "can_travel", "decode_tensor", "encode_tensor", "tensor_memory"]
+__all__ = [
+    "INLINE_LIMIT",
+    "MAX_BUFFERS",
+    "OnDevice",
+    "can_travel",
+    "decode_tensor",
+    "encode_device_tensor",
+    "encode_tensor",
+    "has_plain_data",
+    "tensor_memory",
+]
 
 INLINE_LIMIT: Final = 16384
 """Bytes: up to this size one copy into the frame is cheaper than a buffer of its own."""
@@ -29,6 +43,7 @@ MAX_BUFFERS: Final = 65535
 REQUIRES_GRAD: Final = 1
 OUT_OF_BAND: Final = 2
 STRIDED: Final = 4
+ON_DEVICE: Final = 8
 GAPS_FACTOR: Final = 2
 GAPS_BYTES: Final = 8192
 """A view travels with its gaps up to this many times its size, or this much more.
@@ -49,16 +64,30 @@ _SIZES: Final = [d.itemsize if d is not None else 0 for d in _DTYPES]
 
 _META: Final = struct.Struct("<BBBBI")
 _SHAPES: Final = [struct.Struct(f"<{n}q") for n in range(129)]
+_NO_PAYLOADS: Final[Iterator[torch.Tensor]] = iter(())
 _uint8 = torch.uint8
 _frombuffer = torch.frombuffer
 _string_at = ctypes.string_at
 
 
+class OnDevice(NamedTuple):
+    """Data of a tensor that stay on their device when the message is made."""
+
+    data: torch.Tensor
+    """Flat, of bytes; shares the tensor's memory where that is dense."""
+    target: int
+    """Index of the receiver's device."""
+
+
 def can_travel(tensor: torch.Tensor) -> bool:
     """Whether a tensor is plain enough to travel as raw memory; else torch's own reduction has to do."""
+    return tensor.is_cpu and has_plain_data(tensor)
+
+
+def has_plain_data(tensor: torch.Tensor) -> bool:
+    """The same of a tensor on any device."""
     return (
-        tensor.is_cpu
-        and tensor.layout is torch.strided
+        tensor.layout is torch.strided
         and tensor.dtype in _CODES
         and not tensor.is_conj()
         and not tensor.is_neg()
@@ -84,7 +113,9 @@ def _span(shape: Any, strides: Any) -> int:
     return spanned
 
 
-def encode_tensor(tensor: torch.Tensor, parts: list[bytes], offset: int, buffers: list[memoryview]) -> int:
+def encode_tensor(
+    tensor: torch.Tensor, parts: list[bytes], offset: int, buffers: list[memoryview], place: int = 0
+) -> int:
     """Append a tensor that `can_travel` to the body's `parts`, which hold `offset` bytes.
 
     Returns the new offset; data over `INLINE_LIMIT` is appended to `buffers` instead.
@@ -98,17 +129,17 @@ def encode_tensor(tensor: torch.Tensor, parts: list[bytes], offset: int, buffers
     if not tensor.is_contiguous():
         strides = tensor.stride()
         spanned = _span(shape, strides) * tensor.itemsize
-        if size <= spanned <= max(GAPS_FACTOR * size, size + GAPS_BYTES):
+        if _may_keep_gaps(size, spanned):
             flags |= STRIDED
             layout += _SHAPES[dimensions].pack(*strides)
             size = spanned
         else:
             tensor = tensor.detach().contiguous()
     if size > INLINE_LIMIT and len(buffers) < MAX_BUFFERS:
-        parts.append(_META.pack(code, dimensions, flags | OUT_OF_BAND, 0, 0) + layout)
+        parts.append(_META.pack(code, dimensions, flags | OUT_OF_BAND, place, 0) + layout)
         buffers.append(_memory(tensor, size))
         return offset + 8 + len(layout)
-    head = _META.pack(code, dimensions, flags, 0, 0) + layout
+    head = _META.pack(code, dimensions, flags, place, 0) + layout
     start = offset + len(head)
     padding = -start % _ALIGNMENT
     data = _string_at(tensor.data_ptr(), size)
@@ -116,12 +147,48 @@ def encode_tensor(tensor: torch.Tensor, parts: list[bytes], offset: int, buffers
     return start + padding + size
 
 
-def decode_tensor(body: bytearray, offset: int, base: int, buffers: Any) -> tuple[torch.Tensor, int]:
+def _may_keep_gaps(size: int, spanned: int) -> bool:
+    return size <= spanned <= max(GAPS_FACTOR * size, size + GAPS_BYTES)
+
+
+def encode_device_tensor(
+    tensor: torch.Tensor, target: int, parts: list[bytes], payloads: list[OnDevice]
+) -> int:
+    """Append a tensor on a device that `has_plain_data`, its data to `payloads`. Returns the bytes of the body.
+
+    What has to be done to make the data dense is enqueued on the current stream.
+    """
+    shape, strides = tensor.shape, tensor.stride()
+    flags = ON_DEVICE | (REQUIRES_GRAD if tensor.requires_grad else 0)
+    layout = _SHAPES[len(shape)].pack(*shape)
+    data = tensor.detach()
+    if not data.is_contiguous():
+        spanned = _span(shape, strides)
+        if _may_keep_gaps(data.nbytes, spanned * data.itemsize):
+            flags |= STRIDED
+            layout += _SHAPES[len(shape)].pack(*strides)
+            data = data.as_strided((spanned,), (1,))
+        else:
+            data = data.contiguous()
+    payloads.append(OnDevice(data.reshape(-1).view(_uint8), target))
+    parts.append(_META.pack(_CODES[tensor.dtype], len(shape), flags, 0, 0) + layout)
+    return 8 + len(layout)
+
+
+def decode_tensor(
+    body: bytearray,
+    offset: int,
+    base: int,
+    buffers: Any,
+    payloads: Iterator[torch.Tensor] = _NO_PAYLOADS,
+    put: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, int]:
     """The tensor at `offset` of `body`; alignment counts from `base`; `buffers` iterates over what follows.
 
-    Returns the tensor, which shares the body's or the buffer's memory, and the offset behind it.
+    `payloads` iterates over what came onto devices; `put` copies a tensor onto the device of that index. Returns the
+    tensor, which shares the memory of the body, the buffer or the payload, and the offset behind it.
     """
-    code, dimensions, flags, _, _ = _META.unpack_from(body, offset)
+    code, dimensions, flags, place, _ = _META.unpack_from(body, offset)
     shape = _SHAPES[dimensions].unpack_from(body, offset + 8)
     offset += 8 + 8 * dimensions
     strides = None
@@ -132,8 +199,11 @@ def decode_tensor(body: bytearray, offset: int, base: int, buffers: Any) -> tupl
     if dtype is None:
         name = _DTYPE_NAMES[code] if code < len(_DTYPE_NAMES) else f"of code {code}"
         raise SerializationError(f"this torch ({torch.__version__}) has no dtype {name}")
-    if flags & OUT_OF_BAND:
-        tensor = _frombuffer(next(buffers), dtype=dtype)
+    if flags & (OUT_OF_BAND | ON_DEVICE):
+        if flags & ON_DEVICE:
+            tensor = next(payloads).view(dtype)
+        else:
+            tensor = _frombuffer(next(buffers), dtype=dtype)
         if strides is not None:
             tensor = tensor.as_strided(shape, strides)
         elif dimensions != 1:
@@ -162,6 +232,10 @@ def decode_tensor(body: bytearray, offset: int, base: int, buffers: Any) -> tupl
             tensor = torch.empty(shape, dtype=dtype)
     if tensor.numel() and offset > len(body):
         raise RemoteProtocolError("a tensor reaches beyond its message")
+    if place:
+        if put is None:
+            raise RemoteProtocolError(f"a tensor is for device {place - 1}, and this worker uses none")
+        tensor = put(tensor, place - 1)
     if flags & REQUIRES_GRAD:
         tensor.requires_grad_(True)
     return tensor, offset
