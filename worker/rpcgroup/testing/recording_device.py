@@ -1,0 +1,373 @@
+"""An accelerator without a device: it notes what is asked of it, and proves that the order is right.
+
+    with recording_device() as device:  # the runtime of this process; ends with `device.check()`
+        tensor = device.tensor([1.0, 2.0], device=0)
+        ...
+
+Every op is done at once, on the CPU, so values are always right; whether they would be on a device is what
+`violations` tells: see `rpcgroup.testing.stream_order`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import sysconfig
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, count, cycle
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from weakref import WeakSet, finalize
+
+import torch
+
+from rpcgroup.cuda import runtime as cuda_runtime
+from rpcgroup.testing.current_streams import CurrentStreams
+from rpcgroup.testing.device_tensor import Block, DeviceTensor, span_of
+from rpcgroup.testing.stream_order import EVERYTHING, Clock, Lane, Memory, Span, StreamOrder, Use
+
+__all__ = ["Hold", "RecordingDevice", "recording_device"]
+
+_HELD_AT_MOST = 60.0
+"""Seconds: a test that waits longer for a held stream will never end."""
+_INNERMOST = 4
+"""Lines of a stack that a violation shows."""
+_GARBAGE = 0xCD
+"""What fresh memory is full of."""
+_FOREIGN = tuple({"<", *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))})
+_OWN = {
+    __file__,
+    *(str(Path(__file__).with_name(name)) for name in ("device_tensor.py", "current_streams.py")),
+}
+
+
+class Hold:
+    """What the streams behind it wait for, as for a long kernel."""
+
+    def __init__(self, released: threading.Condition) -> None:
+        self._released = released
+        self.active = True
+
+    def release(self) -> None:
+        with self._released:
+            self.active = False
+            self._released.notify_all()
+
+
+@dataclass(eq=False)
+class RecordedStream:
+    device: torch.device
+    lane: Lane
+    priority: int = 0
+    holds: frozenset[Hold] = frozenset()
+
+    def __repr__(self) -> str:
+        return self.lane.name
+
+
+@dataclass(eq=False)
+class RecordedEvent:
+    clock: Clock
+    holds: frozenset[Hold]
+    used: bool = False
+    """A stream has waited for it, or the host has asked for it."""
+
+    def is_done(self) -> bool:
+        return not any(hold.active for hold in self.holds)
+
+
+class PinnedBytes(bytearray):
+    """Memory of the host whose end can be noticed."""
+
+
+class RecordingDevice:
+    """A `Runtime`. `violations` are lines, each says what is not ordered, on which stream, and where."""
+
+    tensor_type: type[torch.Tensor] = DeviceTensor
+
+    def __init__(self, device_count: int = 2, pool: int = 8) -> None:
+        """`pool`: how many streams each device has of each priority, as ATen's 32; they are given out in turn."""
+        self._lock = threading.RLock()  # guards all below; ops on the tensors inside are done outside of it
+        self._released = threading.Condition(self._lock)
+        self._order = StreamOrder()
+        self._names = count(1)
+        self._pinned: dict[int, Memory] = {}  # by address
+        self._failures: defaultdict[str, deque[BaseException]] = defaultdict(deque)
+        self._events: WeakSet[RecordedEvent] = WeakSet()
+        self._events_used = 0
+        self._events_recorded = 0
+        self._devices = [torch.device("cuda", index) for index in range(device_count)]
+        defaults = {
+            device: RecordedStream(device, Lane(f"{device} default stream")) for device in self._devices
+        }
+        pools = {(d, high): _pool(d, high, pool) for d in self._devices for high in (False, True)}
+        self._streams = [*defaults.values(), *chain.from_iterable(pools.values())]
+        self._next = {key: cycle(streams) for key, streams in pools.items()}
+        self.current_streams = CurrentStreams(defaults, self._record, self._wait)
+
+    # -- for tests ----------------------------------------------------------------------------------------
+
+    @property
+    def violations(self) -> list[str]:
+        with self._lock:
+            return list(self._order.violations)
+
+    def check(self) -> None:
+        """Raises `AssertionError` with all violations."""
+        violations = self.violations
+        if violations:
+            raise AssertionError(f"{len(violations)} order violations:\n" + "\n".join(violations))
+
+    @property
+    def events_never_used(self) -> int:
+        """How many events were recorded and dropped, and nobody had waited for them nor asked."""
+        with self._lock:
+            return self._events_recorded - self._events_used - sum(not event.used for event in self._events)
+
+    def tensor(self, data: Any, device: Any = 0, dtype: torch.dtype | None = None) -> DeviceTensor:
+        """`data`, as `torch.as_tensor` takes it, on a device, written on its current stream."""
+        plain = torch.as_tensor(data, dtype=dtype).detach()
+        exact = self.exact(device)
+        stream = self.current_stream(exact)
+        inner = plain.clone()
+        block = self.allocate(stream, inner, "tensor()")
+        self.enqueue(stream, "tensor()", [(block.memory, EVERYTHING, True)])
+        return DeviceTensor(self, exact, inner, block)
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy, for which the host waits: `tensor.cpu()` without its gradients."""
+        return tensor.detach().cpu()
+
+    def hold(self, what: RecordedStream | torch.device | int | str) -> Hold:
+        """Enqueue what takes until `release()`, on the stream or on all streams of the device."""
+        hold = Hold(self._released)
+        with self._lock:
+            for stream in self._streams:
+                if stream is what or (
+                    not isinstance(what, RecordedStream) and stream.device == self.exact(what)
+                ):
+                    stream.holds |= {hold}
+        return hold
+
+    def fail_next(self, what: str, error: BaseException) -> None:
+        """The next call of `empty`, `copy`, `synchronize` or `record` raises it, whichever thread's it is."""
+        if what not in ("copy", "empty", "record", "synchronize"):
+            raise ValueError(f"fail_next({what!r}): it is 'copy', 'empty', 'record' or 'synchronize'")
+        with self._lock:
+            self._failures[what].append(error)
+
+    # -- Runtime ------------------------------------------------------------------------------------------
+
+    def device_count(self) -> int:
+        return len(self._devices)
+
+    def current_stream(self, device: torch.device) -> RecordedStream:
+        return self.current_streams.get(self.exact(device))
+
+    def new_stream(self, device: torch.device, priority: int = 0) -> RecordedStream:
+        with self._lock:
+            return next(self._next[self.exact(device), priority < 0])
+
+    @contextmanager
+    def use(self, streams: Iterable[Any]) -> Iterator[None]:
+        before = self.current_streams.all()
+        self.current_streams.put({**before, **{stream.device: stream for stream in streams}})
+        try:
+            yield
+        finally:
+            self.current_streams.put(before)
+
+    def record(self, stream: Any) -> RecordedEvent:
+        self._fail("record")
+        event = self._record(stream)
+        with self._lock:
+            self._events_recorded += 1
+            self._events.add(event)
+        return event
+
+    def wait(self, stream: Any, event: RecordedEvent) -> None:
+        self._note_used(event)
+        self._wait(stream, event)
+
+    def synchronize(self, event: RecordedEvent) -> None:
+        self._fail("synchronize")
+        self._note_used(event)
+        self._synchronize(event)
+
+    def is_done(self, event: RecordedEvent) -> bool:
+        self._note_used(event)
+        with self._lock:
+            done = event.is_done()
+            if done:
+                self._order.synchronize(event.clock)
+            return done
+
+    def retain(self, tensor: torch.Tensor, stream: Any) -> None:
+        with self._lock:
+            self._order.retain(_on_device(tensor, "retain").block.memory, stream.lane)
+
+    def empty(self, size: int, device: torch.device) -> DeviceTensor:
+        self._fail("empty")
+        exact = self.exact(device)
+        inner = torch.full((size,), _GARBAGE, dtype=torch.uint8)
+        return DeviceTensor(self, exact, inner, self.allocate(self.current_stream(exact), inner, "empty()"))
+
+    def pinned(self, size: int) -> torch.Tensor:
+        if size == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        memory = PinnedBytes(size)
+        tensor = torch.frombuffer(memory, dtype=torch.uint8)
+        address = tensor.untyped_storage().data_ptr()
+        with self._lock:
+            self._pinned[address] = Memory(f"pinned memory {next(self._names)} of {size} B")
+        finalize(memory, self._forget_pinned, address).atexit = False
+        return tensor
+
+    def host_memory(self, pinned: torch.Tensor) -> memoryview:
+        memory = self.memory_of(pinned)
+        if memory is None and pinned.numel():
+            raise AssertionError("host_memory() of a tensor that is not pinned memory of this device")
+        if memory is not None:
+            with self._lock:
+                self._order.access_by_host(memory, span_of(pinned), f"host_memory() {_where()}")
+        buffer: Any = (ctypes.c_char * pinned.nbytes).from_address(pinned.data_ptr())
+        buffer.tensor = pinned  # keeps it alive
+        return memoryview(buffer).cast("B")
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        self._fail("copy")
+        for tensor in (target, source):
+            if not isinstance(tensor, DeviceTensor) and tensor.numel() and self.memory_of(tensor) is None:
+                raise AssertionError("copy(): the memory of the host is not pinned, so this blocks")
+        with torch.no_grad():
+            target.copy_(source, non_blocking=True)
+
+    # -- for DeviceTensor ---------------------------------------------------------------------------------
+
+    def exact(self, device: Any) -> torch.device:
+        """With its index; raises `RuntimeError` where there is none such."""
+        place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+        if place.type == "cpu":
+            return place
+        place = torch.device(place.type, place.index or 0)
+        if place not in self._devices:
+            raise RuntimeError(
+                f"CUDA error: invalid device ordinal: {place}, of {len(self._devices)} devices"
+            )
+        return place
+
+    def allocate(self, stream: RecordedStream, inner: torch.Tensor, op: str) -> Block:
+        with self._lock:
+            kind = f"{str(inner.dtype).removeprefix('torch.')}{list(inner.size())}"
+            name = f"tensor {next(self._names)} ({kind} of {stream.device})"
+            return Block(self._order.allocate(stream.lane, name, f"{op} {_where()}"), self._free)
+
+    def enqueue(self, stream: RecordedStream, op: str, uses: Iterable[tuple[Memory, Span, bool]]) -> None:
+        with self._lock:
+            self._order.enqueue(stream.lane, f"{op} {_where()}", [Use(*use) for use in uses])
+
+    def drain(self, stream: RecordedStream) -> None:
+        """The host waits for all that is enqueued on it."""
+        self._synchronize(self._record(stream))
+
+    def join(self, behind: RecordedStream, stream: RecordedStream) -> None:
+        """One stream behind the other."""
+        self._wait(behind, self._record(stream))
+
+    def memory_of(self, tensor: torch.Tensor) -> Memory | None:
+        """None for what is in the host's ordinary memory."""
+        if isinstance(tensor, DeviceTensor):
+            return tensor.block.memory
+        with self._lock:
+            return self._pinned.get(tensor.untyped_storage().data_ptr())
+
+    def moved(self, tensor: torch.Tensor, target: torch.device, non_blocking: bool) -> torch.Tensor:
+        """A copy on the target, which can be the host."""
+        if target.type == "cpu":
+            return torch.empty_like(tensor.wrapped if isinstance(tensor, DeviceTensor) else tensor).copy_(
+                tensor
+            )
+        if not isinstance(tensor, DeviceTensor):
+            return self.tensor(tensor, target)
+        inner = torch.empty_like(tensor.wrapped)
+        copy = DeviceTensor(self, target, inner, self.allocate(self.current_stream(target), inner, "to()"))
+        return copy.copy_(tensor, non_blocking=non_blocking)
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _record(self, stream: RecordedStream) -> RecordedEvent:
+        with self._lock:
+            stream.holds = frozenset(hold for hold in stream.holds if hold.active)
+            return RecordedEvent(self._order.snapshot(stream.lane), stream.holds)
+
+    def _wait(self, stream: RecordedStream, event: RecordedEvent) -> None:
+        with self._lock:
+            self._order.wait(stream.lane, event.clock)
+            stream.holds |= event.holds
+
+    def _synchronize(self, event: RecordedEvent) -> None:
+        with self._lock:
+            if not self._released.wait_for(event.is_done, _HELD_AT_MOST):
+                raise RuntimeError(
+                    f"nobody has released the stream that the host waits for, in {_HELD_AT_MOST} s"
+                )
+            self._order.synchronize(event.clock)
+
+    def _note_used(self, event: RecordedEvent) -> None:
+        with self._lock:
+            self._events_used += not event.used
+            event.used = True
+
+    def _free(self, memory: Memory) -> None:
+        with self._lock:
+            self._order.free(memory, f"a drop {_where()}")
+
+    def _forget_pinned(self, address: int) -> None:
+        with self._lock:
+            del self._pinned[address]
+
+    def _fail(self, what: str) -> None:
+        with self._lock:
+            if self._failures[what]:
+                raise self._failures[what].popleft()
+
+
+@contextmanager
+def recording_device(device_count: int = 2, pool: int = 8) -> Iterator[RecordingDevice]:
+    """One as the runtime of this process; `check()`s it, unless the body has raised."""
+    device = RecordingDevice(device_count, pool)
+    before = cuda_runtime.current_runtime()
+    cuda_runtime.use_runtime(device)
+    try:
+        yield device
+    finally:
+        cuda_runtime.use_runtime(before)
+    device.check()
+
+
+def _pool(device: torch.device, high: bool, size: int) -> list[RecordedStream]:
+    kind, priority = ("high-priority stream", -1) if high else ("stream", 0)
+    return [RecordedStream(device, Lane(f"{device} {kind} {number}"), priority) for number in range(size)]
+
+
+def _on_device(tensor: torch.Tensor, what: str) -> DeviceTensor:
+    if not isinstance(tensor, DeviceTensor):
+        raise AssertionError(f"{what}() of a tensor that is not on a device")
+    return tensor
+
+
+def _where() -> str:
+    """The innermost lines outside of torch, the standard library and these modules."""
+    lines: list[str] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and len(lines) < _INNERMOST:
+        file = frame.f_code.co_filename
+        if not file.startswith(_FOREIGN) and file not in _OWN:
+            lines.append(f"{'/'.join(Path(file).parts[-2:])}:{frame.f_lineno}")
+        frame = frame.f_back
+    return f"at {' < '.join(lines)}" if lines else "at an unknown place"
