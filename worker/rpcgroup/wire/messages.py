@@ -45,3 +45,12 @@ class MessageType(enum.IntEnum):
     """Whether the receiver, which made this autograd context, has it still: the answer is a bool."""
     GOODBYE = 34
     """The sender of responses is leaving: calls that arrive from now on are refused, not run."""
+    TENSOR_CHUNK = 36
+    """Bytes of a tensor on a device. The header's id is the transfer, its function the tensor's place in the table
+    of payloads, its timeout the chunk's place in the tensor; the bytes are the only buffer."""
+    TENSOR_FAILED = 37
+    """What this transfer (the id) still lacks does not come; the body is the exception, as that of `EXCEPTION`."""
+    TENSOR_RELEASE = 38
+    """The memory that this transfer (the id) shares with the sender of this has been read."""
+    IPC_PROBE = 39
+    """Asks whether the receiver can open the memory that the body names: the answer is what it read there."""

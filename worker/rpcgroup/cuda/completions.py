@@ -1,0 +1,81 @@
+"""What is to be done once a device has come so far, without a thread that waits for it.
+
+One place polls the events, rather than whoever uses a transfer next: memory of another process that waits to be
+released must not wait for a use that may never come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from rpcgroup.cuda.runtime import Event, Runtime
+
+__all__ = ["Completions"]
+
+SHORTEST_POLL: Final = 0.001
+LONGEST_POLL: Final = 0.05
+"""Seconds between two looks: twice as many after each that found nothing done."""
+
+
+class Completions:
+    """Thread-safe without a lock: each entry is taken out by one thread, which puts it back or carries it out.
+
+    `later(seconds, job)` has a job done by a thread that must not be blocked.
+    """
+
+    def __init__(self, runtime: Runtime, later: Callable[[float, Callable[[], None]], None]) -> None:
+        self._runtime = runtime
+        self._later = later
+        self._waiting: deque[tuple[Sequence[Event], Callable[[], None]]] = deque()
+        self._pause = SHORTEST_POLL
+        self._scheduled = False
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def after(self, events: Sequence[Event], action: Callable[[], None]) -> None:
+        """Have `action` done when the devices have come to all of the events, or have failed before."""
+        self._waiting.append((events, action))
+        self._schedule()
+
+    def keep(self, thing: object, event: Event) -> None:
+        """Refer to `thing` until then."""
+        self.after((event,), lambda kept=thing: None)  # type: ignore[misc]
+
+    def poll(self) -> bool:
+        """Look now; whether there was anything to do."""
+        waiting = self._waiting
+        found = False
+        for _ in range(len(waiting)):
+            try:
+                events, action = waiting.popleft()
+            except IndexError:
+                break
+            if all(map(self._is_over, events)):
+                found = True
+                action()
+            else:
+                waiting.append((events, action))
+        return found
+
+    def _is_over(self, event: Event) -> bool:
+        try:
+            return self._runtime.is_done(event)
+        except Exception:
+            return True  # the device has failed and does no more; whoever waits for its work is told
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._later(self._pause, self._look)
+
+    def _look(self) -> None:
+        self._scheduled = False
+        self._pause = SHORTEST_POLL if self.poll() else min(2 * self._pause, LONGEST_POLL)
+        if self._waiting:
+            self._schedule()
+        else:
+            self._pause = SHORTEST_POLL

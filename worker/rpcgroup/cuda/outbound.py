@@ -1,0 +1,165 @@
+"""Tensors of one message that leave their devices: through pinned memory, in chunks, onto a connection.
+
+The copy of what comes next is under way while the last is being written. Small payloads share one block and one wait.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+import torch
+
+from rpcgroup.cuda.runtime import Event, Runtime, Stream
+from rpcgroup.cuda.staging import PinnedPool, Staging
+from rpcgroup.wire.payloads import chunk_size, count_chunks
+
+__all__ = ["SMALL", "STAGING_TIMEOUT", "Departure", "Failed", "PutChunk"]
+
+STAGING_TIMEOUT: Final = 60.0
+"""Seconds. Longer than a broken connection keeps what it has not delivered, which is then given back."""
+SMALL: Final = 64 << 10
+"""Bytes up to which one more copy on the host costs less than a block that is in use until the acknowledgement."""
+ALIGNMENT: Final = 64
+"""Bytes, of what shares a block."""
+
+PutChunk = Callable[[int, int, int, memoryview], None]
+"""Write a chunk: transfer, index of the payload, place of the chunk in it, bytes. May block. The bytes stay as they
+are for as long as the memoryview, or one made of it, is referred to."""
+Failed = Callable[[int, Exception], None]
+"""Told once of the transfer that failed."""
+
+
+class Piece(NamedTuple):
+    """A chunk and where it is in its block."""
+
+    payload: int
+    place: int
+    start: int
+    size: int
+    at: int
+
+
+class _Load(NamedTuple):
+    """A block on its way from the device."""
+
+    pieces: list[Piece]
+    staging: Staging
+    copied: Event
+
+
+def pack_blocks(sizes: Iterable[tuple[int, int]], chunk: int) -> Iterator[list[Piece]]:
+    """The chunks of the payloads, each (index, bytes), in order, as many to a block of `chunk` bytes as it holds."""
+    block: list[Piece] = []
+    end = 0
+    for index, size in sizes:
+        for place in range(count_chunks(size, chunk)):
+            length = chunk_size(size, place, chunk)
+            at = -(-end // ALIGNMENT) * ALIGNMENT
+            if at + length > chunk:
+                yield block
+                block, at = [], 0
+            block.append(Piece(index, place, place * chunk, length, at))
+            end = at + length
+    if block:
+        yield block
+
+
+class Departure:
+    """Made in the thread whose current streams have written the tensors, and `run` by one that may block.
+
+    `tensors` are flat, of uint8, by their places in the table of payloads. They are kept until they have been copied.
+    """
+
+    def __init__(
+        self, runtime: Runtime, pool: PinnedPool, transfer_id: int, tensors: dict[int, torch.Tensor]
+    ) -> None:
+        self.transfer_id = transfer_id
+        self._runtime = runtime
+        self._pool = pool
+        self._tensors = {index: tensor for index, tensor in tensors.items() if tensor.nbytes}
+        self._streams: dict[torch.device, tuple[Stream, Event]] = {}
+        """Of each device: where it is copied, and the event behind what was enqueued before."""
+        for tensor in self._tensors.values():
+            if tensor.device not in self._streams:
+                self._streams[tensor.device] = self._branch(tensor.device)
+            runtime.retain(tensor, self._streams[tensor.device][0])
+
+    def _branch(self, device: torch.device) -> tuple[Stream, Event]:
+        runtime = self._runtime
+        stream = runtime.new_stream(device)
+        written = runtime.record(runtime.current_stream(device))
+        runtime.wait(stream, written)
+        return stream, written
+
+    def run(self, put_chunk: PutChunk, failed: Failed, timeout: float = STAGING_TIMEOUT) -> None:
+        """Put every chunk on the wire. `timeout` bounds each wait for pinned memory, in seconds."""
+        try:
+            for device in self._streams:
+                self._send(device, put_chunk, timeout)
+        except Exception as exc:
+            traceback.clear_frames(exc.__traceback__)  # they refer to tensors and to staging
+            failed(self.transfer_id, exc)
+        finally:
+            self._tensors.clear()
+
+    def _send(self, device: torch.device, put_chunk: PutChunk, timeout: float) -> None:
+        stream, written = self._streams[device]
+        # Before any block is taken: those of others may be ready to go while this waits behind a kernel.
+        self._runtime.synchronize(written)
+        sizes = [(index, tensor.nbytes) for index, tensor in self._tensors.items() if tensor.device == device]
+        under_way: _Load | None = None
+        try:
+            for block in pack_blocks(sizes, self._pool.chunk):
+                staging = self._pool.try_take()
+                if staging is None:
+                    if under_way is not None:
+                        self._put(under_way, put_chunk)
+                        under_way = None
+                    staging = self._take(timeout)
+                following = self._load(block, staging, stream)
+                staging = None
+                if under_way is not None:
+                    self._put(under_way, put_chunk)
+                under_way = following
+            if under_way is not None:
+                self._put(under_way, put_chunk)
+        except BaseException:
+            self._settle(stream)
+            raise
+
+    def _take(self, timeout: float) -> Staging:
+        staging = self._pool.take(timeout)
+        if staging is None:
+            raise TimeoutError(
+                f"no pinned memory to send a tensor from within {timeout} s: all {self._pool.blocks} blocks of "
+                f"{self._pool.chunk} bytes are in use; what peers do not acknowledge keeps them"
+            )
+        return staging
+
+    def _load(self, block: list[Piece], staging: Staging, stream: Stream) -> _Load:
+        runtime, pinned = self._runtime, staging.pinned
+        with runtime.use([stream]):
+            for index, _, start, size, at in block:
+                runtime.copy(pinned[at : at + size], self._tensors[index][start : start + size])
+        return _Load(block, staging, runtime.record(stream))
+
+    def _put(self, load: _Load, put_chunk: PutChunk) -> None:
+        self._runtime.synchronize(load.copied)
+        last = load.pieces[-1]
+        used = last.at + last.size
+        memory = load.staging.memory(used)
+        if used <= SMALL:
+            memory = memoryview(bytes(memory))
+        for index, place, start, size, at in load.pieces:
+            if start + size == self._tensors[index].nbytes:
+                del self._tensors[index]
+            put_chunk(self.transfer_id, index, place, memory[at : at + size])
+
+    def _settle(self, stream: Stream) -> None:
+        """Wait for the copies under way: their blocks will be another's."""
+        try:
+            self._runtime.synchronize(self._runtime.record(stream))
+        except Exception:
+            pass  # the device has failed, and copies no more
