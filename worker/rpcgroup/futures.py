@@ -1,7 +1,8 @@
 """A future that is torch's, and awaitable. The future of a call is `rpcgroup.agent.call_future.CallFuture`.
 
 A `Future` is a `torch.futures.Future`, so `collect_all` and `wait_all` take it; settling it fills in
-torch's part.
+torch's part. One with devices is done when its value can be used in order, and not when the devices have finished
+(the RFC of CUDA-aware futures, pytorch#48305): it keeps an event for each device, behind which its users are put.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import _thread
 import asyncio
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
+from rpcgroup.cuda.events import Events
+from rpcgroup.cuda.extraction import device_tensors
+from rpcgroup.cuda.runtime import Runtime, current_runtime
 from rpcgroup.errors import and_runtime_error
 
 __all__ = ["Future", "collect_all"]
@@ -42,30 +47,53 @@ class Future(torch.futures.Future[T]):
     _callbacks: list[Callable[[Any], Any]] | None = None
     eager = False
     """Somebody wants to be told as soon as it is settled."""
+    _devices: tuple[torch.device, ...] = ()
+    _priority = 0
+    _events: Events | None = None
+    """Behind which its value may be used; there before it is settled."""
 
-    def __init__(self) -> None:
-        # Past torch's Python __init__, which only converts a list of devices.
-        super(torch.futures.Future, self).__init__([])
+    def __init__(
+        self, *, devices: Iterable[int | str | torch.device] | None = None, priority: int = 0
+    ) -> None:
+        """`devices`: where the tensors of its value may be, and what its callbacks may use; those of a `then` inherit
+        them. The value of one without devices is not ordered.
+
+        `priority` is that of the streams its callbacks run on: negative is high. Raises `ValueError` where `devices`
+        are no devices of one kind, with indices.
+        """
+        if devices:
+            self._devices, self._priority = _expected(devices), priority
+        self._make_torch_part(self._devices)
         self._unclaimed = _thread.allocate_lock()
 
     # -- waiting ------------------------------------------------------------------------------------------
 
     def wait(self, non_blocking: bool = False) -> T:
-        """The value, or raises what went wrong; blocks. On CPU `non_blocking` has no effect."""
+        """The value, or raises what went wrong, a device included; blocks until there is one.
+
+        Where its tensors are on devices this thread's current streams wait for what fills them, and the host does
+        too unless `non_blocking` (a callback's never does). Without devices `non_blocking` has no effect.
+        """
         if not self._settled:
             self._block()
+        if self._events is not None:
+            self._events.take_over(non_blocking)
         return self._get()
 
     def value(self) -> T:
-        """The value of a done future; raises what went wrong, `RuntimeError` where it is not done."""
-        if not self.done():
+        """The value of a done future; raises what went wrong, `RuntimeError` where it is not done.
+
+        As torch's it orders nothing: that is for a `wait` before, or done already where a callback runs.
+        """
+        if not self._settled:
             raise RuntimeError("the future is not done")
-        return self.wait()
+        return self._get()
 
     def done(self) -> bool:
         return self._settled
 
     def __await__(self) -> Generator[Any, None, T]:
+        """As `wait(non_blocking=True)`: the loop is never held up by a device."""
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
 
@@ -79,13 +107,13 @@ class Future(torch.futures.Future[T]):
             except RuntimeError:
                 pass  # the loop is closed: nobody waits any more
 
-        self.add_done_callback(wake_threadsafe)
+        self._when_settled(wake_threadsafe)
         try:
             yield from woken
         except asyncio.CancelledError:
             self.cancel()
             raise
-        return self.wait()
+        return self.wait(non_blocking=True)
 
     def _get(self) -> T:
         self._retrieved = True
@@ -107,15 +135,23 @@ class Future(torch.futures.Future[T]):
     def then(self, callback: Callable[[Future[T]], S]) -> Future[S]:
         """A future of what `callback(self)` returns or raises, run once this one is done.
 
-        What it raises is a `RuntimeError` too, as in torch, where it is nothing else.
+        What it raises is a `RuntimeError` too, as in torch, where it is nothing else. With devices it runs with fresh
+        streams of theirs as the current ones, which wait for this future's value; what it enqueues there is what the
+        new future is ordered behind.
         """
         if not callable(callback):
             raise TypeError(f"then(): incompatible function arguments. It takes a callable, got {callback!r}")
-        result: Future[S] = Future()
+        devices, priority = self._placement()
+        result: Future[S] = Future(devices=devices, priority=priority)
+
+        def settle(done: Future[T]) -> None:
+            result.set_result(callback(done))
+
+        in_order = self._on_streams(settle) if devices else settle
 
         def run(done: Future[T]) -> None:
             try:
-                result.set_result(callback(done))
+                in_order(done)
             except BaseException as exc:
                 result.set_exception(_and_runtime_error(exc))
 
@@ -124,7 +160,28 @@ class Future(torch.futures.Future[T]):
 
     def add_done_callback(self, callback: Callable[[Future[T]], None]) -> None:
         """As `then`, without a result; what it raises is logged."""
-        self._when_settled(callback)
+        devices, _ = self._placement()
+        self._when_settled(self._on_streams(callback) if devices else callback)
+
+    def _on_streams(self, callback: Callable[[Future[T]], None]) -> Callable[[Future[T]], None]:
+        devices, priority = self._placement()
+
+        def run(done: Future[T]) -> None:
+            runtime = current_runtime()
+            events = done._events
+            if events is None:  # nothing to wait for: it failed, or holds nothing of a device
+                if runtime is None:
+                    callback(done)
+                    return
+                events = Events.record(runtime, ())
+            with events.callback(devices, priority):
+                callback(done)
+
+        return run
+
+    def _placement(self) -> tuple[tuple[torch.device, ...], int]:
+        """The devices of its callbacks, and the priority of their streams."""
+        return self._devices, self._priority
 
     def _when_settled(self, callback: Callable[[Any], Any]) -> None:
         self.eager = True
@@ -157,12 +214,19 @@ class Future(torch.futures.Future[T]):
     # -- settling -----------------------------------------------------------------------------------------
 
     def set_result(self, result: T) -> None:
-        """Settle by hand; raises `RuntimeError` where that has happened already."""
+        """Settle by hand; raises `RuntimeError` where that has happened already.
+
+        This thread's current streams must be those that fill the tensors of the result. Where one is on a device that
+        is not among the future's, the future fails with a `ValueError`, as torch's does.
+        """
         if self._mirroring_error:
             super().set_result(result)  # torch's own set_exception comes back here
             return
         self._claim_or_raise()
-        self._settle(result, None)
+        if self._devices:
+            self._settle_in_order(result, partial(self._record, result))
+        else:
+            self._settle(result, None)
         self._run_callbacks()
 
     def set_exception(self, result: BaseException) -> None:  # type: ignore[override]
@@ -192,6 +256,34 @@ class Future(torch.futures.Future[T]):
             self._mirror_error(error)
         self._settled = True
 
+    def _settle_in_order(self, value: Any, record: Callable[[], Events | None]) -> None:
+        """Record the events first; where that fails the future does, which its users learn."""
+        try:
+            self._events = record()
+        except BaseException as exc:
+            self._settle(None, exc)
+        else:
+            self._settle(value, None)
+
+    def _record(self, value: Any) -> Events | None:
+        runtime = current_runtime()
+        if runtime is None:
+            return None
+        tensors = device_tensors(value, runtime)
+        unexpected = {tensor.device for tensor in tensors}.difference(self._devices)
+        if unexpected:
+            raise ValueError(
+                f"The result contained tensors residing on device(s) {_listed(unexpected)} "
+                f"which are not among the expected device(s) {_listed(self._devices)}"
+            )
+        return Events.record(runtime, tensors)
+
+    def _make_torch_part(self, devices: Sequence[torch.device]) -> None:
+        # Past torch's Python __init__, which only converts a list of devices. A recording runtime's are not torch's.
+        runtime = current_runtime() if devices else None
+        known = runtime is not None and runtime.tensor_type is torch.Tensor
+        super(torch.futures.Future, self).__init__(list(devices) if known else [])
+
     def _mirror_error(self, error: BaseException) -> None:
         torch_error = error if isinstance(error, Exception) else RuntimeError(repr(error))
         self._mirroring_error = True
@@ -207,8 +299,13 @@ class Future(torch.futures.Future[T]):
 
 
 def collect_all(futures: list[torch.futures.Future[Any]]) -> Future[list[torch.futures.Future[Any]]]:
-    """A future of these futures: done when all are, or with the error of the first that fails."""
-    collected: Future[list[torch.futures.Future[Any]]] = Future()
+    """A future of these futures: done when all are, or with the error of the first that fails.
+
+    To wait for it is to wait for them, also on their devices, which are its own.
+    """
+    runtime = current_runtime()
+    devices, priority = _shared_placement(futures) if runtime is not None else ((), 0)
+    collected: Future[list[torch.futures.Future[Any]]] = Future(devices=devices, priority=priority)
     remaining = [None] * len(futures)
 
     def done(future: torch.futures.Future[Any]) -> None:
@@ -221,14 +318,63 @@ def collect_all(futures: list[torch.futures.Future[Any]]) -> Future[list[torch.f
             return
         remaining.pop()  # atomic, and exactly one finds it empty afterwards
         if not remaining and collected._claim_settling():
-            collected._settle(futures, None)
+            if runtime is None:
+                collected._settle(futures, None)
+            else:
+                collected._settle_in_order(futures, partial(_events_of, futures, runtime))
             collected._run_callbacks()
 
     if not futures:
         collected.set_result([])
     for future in futures:
-        future.add_done_callback(done)
+        if isinstance(future, Future):
+            future._when_settled(done)
+        else:
+            future.add_done_callback(done)
     return collected
+
+
+def _shared_placement(futures: list[torch.futures.Future[Any]]) -> tuple[tuple[torch.device, ...], int]:
+    placements = [future._placement() for future in futures if isinstance(future, Future)]
+    devices = {device for on, _ in placements for device in on}
+    return tuple(devices), min((priority for _, priority in placements), default=0)
+
+
+def _events_of(futures: list[torch.futures.Future[Any]], runtime: Runtime) -> Events | None:
+    """Behind the values of all, which are there; on streams that nothing else waits for."""
+    ours = [future._events for future in futures if isinstance(future, Future) and future._events is not None]
+    torchs = [future for future in futures if not isinstance(future, Future)]
+    tensors = [tensor for events in ours for tensor in events.tensors]
+    tensors += device_tensors([future.value() for future in torchs], runtime)
+    if not tensors:
+        return None
+    with Events.record(runtime, ()).after(tensor.device for tensor in tensors):
+        for events in ours:
+            events.wait()
+        for future in torchs:
+            future.wait()  # torch's, of one that is done: it orders the current streams
+        return Events.record(runtime, tensors)
+
+
+def _expected(devices: Iterable[int | str | torch.device]) -> tuple[torch.device, ...]:
+    """Those that are no CPU, sorted; as torch takes them, whose refusals these are."""
+    expected = {torch.device("cuda", d) if isinstance(d, int) else torch.device(d) for d in devices}
+    for device in expected:
+        if device.index is None:
+            raise ValueError(f"Expected devices to have indices, got {device}")
+    kinds = {device.type for device in expected}
+    if len(kinds) > 1:
+        raise ValueError(f"Expected all devices to be of the same type, got {_listed(expected)}")
+    return tuple(_in_order(expected)) if kinds != {"cpu"} else ()
+
+
+def _in_order(devices: Iterable[torch.device]) -> list[torch.device]:
+    return sorted(devices, key=lambda device: (device.type, device.index))
+
+
+def _listed(devices: Iterable[torch.device]) -> str:
+    *others, last = map(str, _in_order(devices))
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _and_runtime_error(exc: BaseException) -> BaseException:

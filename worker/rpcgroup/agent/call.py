@@ -6,7 +6,8 @@ import _thread
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from rpcgroup.wire.frames import Frame
+from rpcgroup.cuda.events import Events
+from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.messages import MessageType
 
 if TYPE_CHECKING:
@@ -71,7 +72,16 @@ class Call:
             return None
         if kind == _EXCEPTION and self.withdraw is not None:
             self.withdraw()
+        if body is not None and body.events is not None:
+            return self._result_on_devices(body.events, kind, flags, body)
         return self.link.decode_answer(kind, flags, body)
+
+    def _result_on_devices(self, events: Events, kind: int, flags: int, body: Body) -> Any:
+        """The thread that decodes it waits for it."""
+        events.wait()  # what decoding enqueues is ordered too
+        value = self.link.decode_answer(kind, flags, body)
+        events.take_over(non_blocking=False)
+        return value
 
     def wait(self) -> Any:
         if not self.answered:

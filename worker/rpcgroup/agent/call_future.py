@@ -14,8 +14,9 @@ from typing import Any, Final, TypeVar
 import torch
 
 from rpcgroup.agent.call import Call
+from rpcgroup.cuda.events import Events
 from rpcgroup.futures import Future, collect_all
-from rpcgroup.wire.frames import Frame
+from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.messages import MessageType
 
 __all__ = ["CallFuture"]
@@ -44,27 +45,39 @@ class CallFuture(Future[T], Call):
         future: CallFuture[Any] = cls.__new__(cls)
         future._settled = future.answered = False
         if _collect_all is None:
-            future.materialize()
+            future._make_torch_part(())
+            future._has_torch_part = True
         return future
 
     def wait(self, non_blocking: bool = False) -> T:
         if not self._settled:
-            link = self.link
-            link.activity = -self.id
-            if not self.answered:
-                self._await_answer()
-            if link.unsettled.pop(self.id, None) is not None:
-                self._decode()
-                if self._callbacks:
-                    # This thread wants the value and must not run others' callbacks.
-                    link.agent.pool.submit(self._run_callbacks)
-            elif not self._settled:
-                self._block()
+            self._take_answer()
         if self._error is not None:
             self._retrieved = True
             raise self._error
+        if self._events is not None:
+            self._events.take_over(non_blocking)
         value: T = self._value
         return value
+
+    def value(self) -> T:
+        if not self._settled and self.answered:
+            self._take_answer()
+        return super().value()
+
+    def _take_answer(self) -> None:
+        """Settle it in this thread, once it is answered, or wait for the one that does."""
+        link = self.link
+        link.activity = -self.id
+        if not self.answered:
+            self._await_answer()
+        if link.unsettled.pop(self.id, None) is not None:
+            self._decode()
+            if self._callbacks:
+                # This thread wants the value and must not run others' callbacks.
+                link.agent.pool.submit(self._run_callbacks)
+        elif not self._settled:
+            self._block()
 
     def done(self) -> bool:
         return self._settled or self.answered
@@ -108,7 +121,7 @@ class CallFuture(Future[T], Call):
         with _torch_part_lock:
             if self._has_torch_part:
                 return
-            super(torch.futures.Future, self).__init__([])
+            self._make_torch_part(self._placement()[0])
             self._has_torch_part = True
         # From here on whoever settles it fills torch's part in; if that has been done, it is done here.
         if self._settled:
@@ -149,10 +162,25 @@ class CallFuture(Future[T], Call):
             if self._mirrored:
                 return
             self._mirrored = True
-        if self._error is None:
+        if self._error is not None:
+            self._mirror_error(self._error)
+        elif self._events is None:
             super(torch.futures.Future, self).set_result(self._value)
         else:
-            self._mirror_error(self._error)
+            with self._events.after():  # torch's part records events of its own
+                super(torch.futures.Future, self).set_result(self._value)
+
+    def _placement(self) -> tuple[tuple[torch.device, ...], int]:
+        options = self.link.agent.options
+        return options.devices, options.stream_priority
+
+    def _result_on_devices(self, events: Events, kind: int, flags: int, body: Body) -> Any:
+        """Who decodes it need not be who waits for it: on streams that nothing else waits for."""
+        _, priority = self._placement()
+        with events.after((), priority):
+            value = self.link.decode_answer(kind, flags, body)
+            self._events = events.renewed()
+        return value
 
     def _decode(self) -> None:
         try:

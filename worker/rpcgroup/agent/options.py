@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from rpcgroup.agent.link import Link
 
 __all__ = ["AgentOptions"]
@@ -19,7 +21,9 @@ class AgentOptions:
     rpc_timeout: float = 60.0
     """Of a call that names none; 0 = none."""
     connect_timeout: float = 5.0
-    """Of a first connection with its handshake."""
+    """Of a first connection, for the peer's host to accept it."""
+    handshake_timeout: float = 15.0
+    """Of a first connection with its handshake: the peer lives, and may be in code that lets no other thread run."""
     suspicion: float = 1.0
     """How long a broken connection is tried again before its peer counts as unreachable."""
     silence: float = 1.5
@@ -31,5 +35,9 @@ class AgentOptions:
     """How long a callee keeps the answers of a caller whose connection broke; longer than any `suspicion`."""
     num_worker_threads: int = 16
     """What a program for torch asks for and reads again. Threads come and go with the work here: it bounds nothing."""
+    devices: tuple[torch.device, ...] = ()
+    """Where the tensors of its calls and answers may be, and what the callbacks of its futures may use."""
+    stream_priority: int = 0
+    """Of the streams that functions and callbacks run on; negative is high."""
     make_link: Callable[..., Link] | None = None
     """Makes the links, with the arguments of `Link`; None: `Link` itself. Fault injection has one of its own."""

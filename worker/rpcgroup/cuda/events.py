@@ -5,6 +5,7 @@ Source: the RFC of CUDA-aware futures (pytorch#48305): a value is there when its
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,14 @@ import torch
 from rpcgroup.cuda.runtime import Event, Runtime
 
 __all__ = ["Events"]
+
+
+class _Thread(threading.local):
+    in_callback = False
+    """What it waits for does not block it on a device: others wait for what it has to do."""
+
+
+_thread = _Thread()
 
 
 class Events:
@@ -35,6 +44,10 @@ class Events:
         on = dict.fromkeys((*(tensor.device for tensor in tensors), *devices))
         return cls(runtime, {d: runtime.record(runtime.current_stream(d)) for d in on}, tensors)
 
+    def renewed(self) -> Events:
+        """For the same tensors, behind what this thread's current streams have to do by now."""
+        return Events.record(self._runtime, self.tensors, self._events)
+
     @property
     def devices(self) -> list[torch.device]:
         return list(self._events)
@@ -52,6 +65,25 @@ class Events:
         """Block until the devices have done the work; raises what one has failed with."""
         for event in self._events.values():
             self._runtime.synchronize(event)
+
+    def take_over(self, non_blocking: bool) -> None:
+        """This thread waits for the value: its current streams do, and the host too unless `non_blocking`.
+
+        Within a `callback` the host never does. Raises what a device has failed with.
+        """
+        self.wait()
+        if not (non_blocking or _thread.in_callback):
+            self.synchronize()
+
+    @contextmanager
+    def callback(self, devices: Iterable[torch.device], priority: int) -> Iterator[None]:
+        """`after`, for a callback: no `take_over` in it blocks on a device."""
+        nested, _thread.in_callback = _thread.in_callback, True
+        try:
+            with self.after(devices, priority):
+                yield
+        finally:
+            _thread.in_callback = nested
 
     @contextmanager
     def after(self, devices: Iterable[torch.device] = (), priority: int = 0) -> Iterator[None]:
