@@ -13,6 +13,7 @@ import torch
 
 import rpcgroup.autograd as public
 from rpcgroup.autograd.container import Container, CurrentContext
+from rpcgroup.autograd.engine import Arrival
 from rpcgroup.autograd.messages import Head
 from rpcgroup.autograd.port import Done, Lost, Outgoing
 from rpcgroup.errors import CallTimeoutError, NotInitializedError, PeerUnreachableError
@@ -297,6 +298,36 @@ def test_a_send_that_is_never_heard_of_ends_the_pass_by_its_timeout(
     port.members.remove(OTHER)  # nobody waits for the dead
     container.backward(context.id, [(x * 2).sum()], False)
     assert context.gradients()[x].tolist() == [2, 2]
+
+
+def test_gradients_that_come_after_the_end_of_a_pass_are_dropped(
+    container: Container, port: NotingPort
+) -> None:
+    context = container.new_context()
+    x = torch.ones(2, requires_grad=True)
+    context.add_send(7, OTHER, 2, [x])
+    loss = received(container, context.id).sum()
+    port.rpc_timeout = 0.01
+    with pytest.raises(CallTimeoutError):
+        container.backward(context.id, [loss], True)
+    (_, head, _, _) = port.propagated[0]
+    container.on_propagation(head._replace(message_id=7), [torch.ones(2)])
+    assert not context.gradients() and not context.in_pass and not port.reports
+
+
+def test_gradients_that_reach_a_pass_as_it_ends_are_not_added(container: Container, port: NotingPort) -> None:
+    context = container.introduce(3 << 48, OTHER)
+    assert context is not None
+    x = torch.ones(2, requires_grad=True)
+    context.add_send(7, OTHER, None, [x])
+    context.add_send(8, OTHER, None, [x])
+    head = Head(context.id, 7, pass_id=1, origin=THIRD)
+    container.on_propagation(head, [torch.ones(2)])
+    running = context.current_pass
+    assert running is not None
+    running.end()
+    running.arrive(Arrival(8, 1, [torch.ones(2)]))
+    assert not context.gradients() and "after the end" in str(port.reports[-1][1])
 
 
 def test_what_goes_wrong_is_reported_to_the_caller_of_the_pass(

@@ -248,12 +248,13 @@ class Container:
         outcome = Outcome(ended)
         running = Pass(context, self.port, head, partial(_tell_outcome, outcome), sent.next_functions)
         self._outcomes[head.pass_id] = outcome
-        context.begin_pass(running)
         try:
+            context.begin_pass(running)
             yield running, outcome
         finally:
-            del self._outcomes[head.pass_id]
-            context.end_pass(running)
+            with self._lock:
+                del self._outcomes[head.pass_id]
+            context.end_pass(head.pass_id)
 
     def on_propagation(self, head: Head, grads: Sequence[torch.Tensor | None]) -> None:
         """BACKWARD_AUTOGRAD_REQ. What goes wrong is told to the caller of the pass."""
@@ -261,6 +262,8 @@ class Container:
         try:
             context = self.retrieve(head.context_id)
             with self._lock:  # of the messages of a pass, one begins it
+                if head.origin == self.port.incarnation and head.pass_id not in self._outcomes:
+                    return  # it is over here, and would begin anew
                 running = context.current_pass
                 if running is None or running.id != head.pass_id:
                     running = Pass(context, self.port, head, report)

@@ -85,11 +85,13 @@ class DistAutogradContext:
         if before is not None:
             before.end()
 
-    def end_pass(self, ended: Pass) -> None:
+    def end_pass(self, pass_id: int) -> None:
         with self.lock:
-            if self.current_pass is ended:
-                self.current_pass = None
-        ended.end()
+            running = self.current_pass
+            if running is None or running.id != pass_id:
+                return  # what took its place has ended it
+            self.current_pass = None
+        running.end()
 
     @property
     def in_pass(self) -> bool:

@@ -134,6 +134,8 @@ class Pass:
         try:
             if self._error is not None:
                 raise self._error
+            if self._ended:
+                raise RuntimeError("the gradients came after the end of their backward pass")
             received = self._run_stage(batch)
         except BaseException as exc:
             self._error = self._as_error(exc)
