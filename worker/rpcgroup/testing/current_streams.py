@@ -99,6 +99,11 @@ class CurrentStreams(Generic[S]):
     def in_backward(self) -> bool:
         return self._follow_engine() is not None
 
+    def is_engines(self, stream: S) -> bool:
+        """This thread runs a node, and the engine has made the stream current for it."""
+        pass_ = self._follow_engine()
+        return pass_ is not None and pass_.mark is not None and stream in pass_.entered
+
     def _follow_engine(self) -> _Pass[S] | None:
         """The pass that this thread is in, with its node's streams as the current ones."""
         number: int = torch._C._current_graph_task_id()

@@ -89,6 +89,9 @@ class DeviceTensor(torch.Tensor):
     def data_ptr(self) -> int:
         return self.wrapped.data_ptr()
 
+    def record_stream(self, s: Any) -> None:
+        self.recorder.retain(self, s)
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -262,6 +265,6 @@ def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> tor
         recorder.enqueue(at, str(_COPY), uses)
     on_host = [t for t in (source, target) if not isinstance(t, DeviceTensor)]
     pinned = all(recorder.memory_of(tensor) is not None for tensor in on_host)
-    if on_host and not (non_blocking and pinned) and (pinned or target in on_host):
-        recorder.drain(at)
+    if on_host and not (non_blocking and pinned) and (pinned or on_host[0] is target):
+        recorder.drain(at)  # what is not pinned is read before the copy is enqueued
     return target

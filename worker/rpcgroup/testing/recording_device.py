@@ -18,6 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, count, cycle
 from pathlib import Path
 from types import FrameType
@@ -40,6 +41,7 @@ _INNERMOST = 4
 _GARBAGE = 0xCD
 """What fresh memory is full of."""
 _FOREIGN = tuple({"<", *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))})
+_PACKAGE = str(Path(__file__).parents[1])
 _OWN = {
     __file__,
     *(str(Path(__file__).with_name(name)) for name in ("device_tensor.py", "current_streams.py")),
@@ -268,8 +270,14 @@ class RecordingDevice:
             return Block(self._order.allocate(stream.lane, name, f"{op} {_where()}"), self._free)
 
     def enqueue(self, stream: RecordedStream, op: str, uses: Iterable[tuple[Memory, Span, bool]]) -> None:
+        by_engine = self.current_streams.is_engines(stream)
         with self._lock:
-            self._order.enqueue(stream.lane, f"{op} {_where()}", [Use(*use) for use in uses])
+            made = [Use(*use) for use in uses]
+            if by_engine:  # it retains the gradients that it brings from other streams
+                for memory, _, _ in made:
+                    if stream.lane not in memory.users:
+                        self._order.retain(memory, stream.lane)
+            self._order.enqueue(stream.lane, f"{op} {_where()}", made)
 
     def drain(self, stream: RecordedStream) -> None:
         """The host waits for all that is enqueued on it."""
@@ -367,7 +375,17 @@ def _where() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(lines) < _INNERMOST:
         file = frame.f_code.co_filename
-        if not file.startswith(_FOREIGN) and file not in _OWN:
-            lines.append(f"{'/'.join(Path(file).parts[-2:])}:{frame.f_lineno}")
+        if _is_shown(file):
+            lines.append(f"{_short(file)}:{frame.f_lineno}")
         frame = frame.f_back
     return f"at {' < '.join(lines)}" if lines else "at an unknown place"
+
+
+@lru_cache(maxsize=1024)
+def _is_shown(file: str) -> bool:
+    return file not in _OWN and (file.startswith(_PACKAGE) or not file.startswith(_FOREIGN))
+
+
+@lru_cache(maxsize=1024)
+def _short(file: str) -> str:
+    return "/".join(Path(file).parts[-2:])

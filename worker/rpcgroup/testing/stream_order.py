@@ -54,6 +54,7 @@ class Memory:
     accesses: list[Access] = field(default_factory=list)
     """Those that a later use can still be in conflict with."""
     retained: set[Lane] = field(default_factory=set)
+    users: set[Lane] = field(default_factory=set)
 
 
 class Use(NamedTuple):
@@ -90,6 +91,7 @@ class StreamOrder:
         """`work` says what and where, for people."""
         time = self._advance(lane)
         for memory, span, writes in uses:
+            memory.users.add(lane)
             self._use(memory, Access(lane, time, span, writes, work), lane.clock)
 
     def snapshot(self, lane: Lane) -> Clock:
@@ -127,12 +129,14 @@ class StreamOrder:
         memory.retained.add(lane)
 
     def free(self, memory: Memory, work: str) -> None:
-        """The lane it was allocated on may use it again at once, except for what it was retained for."""
+        """The lane it was allocated on uses it again, behind what the lanes that it is retained for have to do now."""
         home = memory.home
         assert home is not None
-        self._follow_host(home)
+        reuse = self.snapshot(home)
+        for lane in memory.retained:
+            _merge(reuse, lane.clock)
         for use in memory.accesses:
-            if use.lane not in memory.retained and use.lane is not home and not use.known_to(home.clock):
+            if not use.known_to(reuse):
                 self._report(
                     f"{memory.name} is freed in {work} for {home.name}, which does not wait for the {use}, and it "
                     "was not retained there"
