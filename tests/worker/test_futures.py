@@ -3,19 +3,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
+from rpcgroup import futures
+from rpcgroup.cuda.events import Events
+from rpcgroup.cuda.runtime import current_runtime, use_runtime
 from rpcgroup.errors import CallCancelledError
 from rpcgroup.functions import async_execution
-from rpcgroup.futures import Future
+from rpcgroup.futures import Future, collect_all
 from rpcgroup.testing.cluster import LocalCluster
+from rpcgroup.testing.recording_device import RecordingDevice, recording_device
 
 PATIENCE = 30.0
 TURNS = 200
@@ -361,6 +367,319 @@ def test_cancel_says_whether_there_was_something_to_cancel(call: Callable[..., F
     assert not done.cancel()
     assert not Future().cancel()
     gates["never"].set_result(None)
+
+
+# With devices.
+
+ONE, TWO = torch.device("cuda", 0), torch.device("cuda", 1)
+
+
+@pytest.fixture
+def device() -> Iterator[RecordingDevice]:
+    with recording_device() as device:
+        yield device
+
+
+def filled(device: RecordingDevice, where: torch.device = ONE) -> Future[torch.Tensor]:
+    """Settled with what a stream writes that is no longer the current one."""
+    future: Future[torch.Tensor] = Future(devices=[ONE, TWO])
+    with device.use([device.new_stream(where)]):
+        future.set_result(device.tensor([1.0, 2.0], where))
+    return future
+
+
+def test_devices_are_given_as_to_torch() -> None:
+    assert Future(devices=[1, "cuda:0", TWO])._devices == (ONE, TWO)
+    for none in (None, [], ["cpu:0"]):
+        assert Future(devices=none)._devices == ()
+    for bad, why in (
+        (["cuda"], "Expected devices to have indices, got cuda"),
+        (["cpu:0", "cuda:0"], "Expected all devices to be of the same type, got cpu:0 and cuda:0"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            Future(devices=bad)
+
+
+def test_without_an_accelerator_devices_have_no_effect() -> None:
+    assert current_runtime() is None
+    future: Future[torch.Tensor] = Future(devices=[0])
+    doubled = future.then(lambda done: done.wait() * 2)
+    future.add_done_callback(lambda done: None)
+    future.set_result(torch.ones(2))
+    assert doubled.wait(non_blocking=True).tolist() == [2.0, 2.0]
+
+
+def test_a_value_of_the_host_has_nothing_to_wait_for(device: RecordingDevice) -> None:
+    with device_held(device):
+        future: Future[int] = Future(devices=[0])
+        future.set_result(1)
+        assert future.then(lambda done: done.wait() + 1).wait() == 2
+
+
+def test_waiting_blocks_the_host_until_the_device_is_done(
+    device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = device.hold(0)
+    future = filled(device)
+    assert future.done(), "the value can be used in order"
+    other = future.wait(non_blocking=True) + 1
+    waiting, waited = threading.Event(), threading.Event()
+    synchronize = device.synchronize
+    monkeypatch.setattr(device, "synchronize", lambda event: (waiting.set(), synchronize(event)))
+
+    def wait() -> None:
+        future.wait()
+        waited.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert waiting.wait(PATIENCE)
+    assert not waited.is_set()
+    held.release()
+    thread.join(PATIENCE)
+    assert waited.is_set()
+    assert device.to_host(other).tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("non_blocking", [False, True])
+def test_what_is_enqueued_after_a_wait_is_ordered(device: RecordingDevice, non_blocking: bool) -> None:
+    future = filled(device)
+    with device.use([device.new_stream(ONE)]):
+        enqueued = device.to_host(future.wait(non_blocking).add_(1))
+    assert enqueued.tolist() == [2.0, 3.0]
+
+
+def test_a_value_that_is_only_looked_at_is_not_ordered() -> None:
+    """As torch's; and so this proves that the checker sees a wait that is missing."""
+    device = RecordingDevice()
+    with in_use(device):
+        filled(device).value() + 1
+    assert device.violations
+
+
+MISSING: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "wait": lambda patch: patch.setattr(Events, "wait", lambda self: None),
+    "retain": lambda patch: patch.setattr(RecordingDevice, "retain", lambda *_: None),
+    "record": lambda patch: patch.setattr(Events, "record", lambda runtime, tensors: Events(runtime, {}, ())),
+    "streams": lambda patch: patch.setattr(Future, "_on_streams", lambda self, callback: callback),
+    "tensors": lambda patch: patch.setattr(futures, "device_tensors", lambda *_: []),
+}
+
+
+@pytest.mark.parametrize("missing", [None, *MISSING])
+def test_each_step_of_a_chain_is_needed(missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices, two threads, fresh streams for every callback: without any one step the order is wrong."""
+    device = RecordingDevice(pool=32)
+    with in_use(device):
+        if missing is not None:
+            MISSING[missing](monkeypatch)
+        source: Future[torch.Tensor] = Future(devices=[0, 1])
+        chained = source.then(lambda done: done.value().to(TWO)).then(lambda done: (done.value() * 2).to(ONE))
+        noted = chained.then(lambda done: done.value() + 1)
+
+        def fill(source: Future[torch.Tensor] = source) -> None:
+            with device.use([device.new_stream(ONE)]):
+                source.set_result(device.tensor([1.0, 2.0], ONE))
+
+        del source
+        in_threads(1, fill)
+        late = chained.then(lambda done: done.value() + 1)
+        result = (
+            chained.wait(non_blocking=True) + noted.wait(non_blocking=True) + late.wait(non_blocking=True)
+        )
+        assert device.to_host(result).tolist() == [8.0, 14.0]
+        del chained, noted, late
+        gc.collect()
+    assert bool(device.violations) == (missing is not None)
+
+
+def test_callbacks_run_on_fresh_streams_of_the_priority(device: RecordingDevice) -> None:
+    future: Future[torch.Tensor] = Future(devices=[0, 1], priority=-1)
+    streams: list[Any] = []
+
+    def note(done: Future[torch.Tensor]) -> torch.Tensor:
+        streams.append((device.current_stream(ONE), device.current_stream(TWO)))
+        return done.value() * 2
+
+    child = future.then(note)
+    child.add_done_callback(note)  # type: ignore[arg-type]
+    here = device.current_stream(ONE), device.current_stream(TWO)
+    future.set_result(device.tensor([1.0]))
+    future.then(note)
+    assert len({stream for pair in (*streams, here) for stream in pair}) == 8
+    assert {stream.priority for pair in streams for stream in pair} == {-1}
+    assert (device.current_stream(ONE), device.current_stream(TWO)) == here
+    child.wait()
+
+
+def test_a_callback_is_not_held_up_by_the_device(device: RecordingDevice) -> None:
+    with device_held(device):
+        future, other = filled(device), filled(device, TWO)
+        both = future.then(lambda done: [done.wait() + 1, other.wait().to(ONE)])
+        together = collect_all([future, other]).then(lambda done: [each.wait() for each in done.wait()])
+        for child in (both, together):
+            assert child.done()
+            child.wait(non_blocking=True)
+
+
+def test_a_future_of_a_callback_on_the_host_has_the_devices_still(device: RecordingDevice) -> None:
+    future: Future[int] = Future(devices=[0], priority=-1)
+    made = future.then(lambda done: device.tensor([float(done.wait())]))
+    again = made.then(lambda done: done.value() + 1)
+    future.set_result(5)
+    assert device.to_host(again.wait(non_blocking=True)).tolist() == [6.0]
+
+
+def test_a_tensor_on_an_unexpected_device_fails_the_future(device: RecordingDevice) -> None:
+    """Its callbacks run all the same, on streams of the devices that it has."""
+    future: Future[torch.Tensor] = Future(devices=[1])
+    child = future.then(lambda done: device.tensor([1.0], TWO))
+    future.set_result(device.tensor([1.0], ONE))
+    with pytest.raises(
+        ValueError,
+        match=r"^The result contained tensors residing on device\(s\) cuda:0 "
+        r"which are not among the expected device\(s\) cuda:1$",
+    ):
+        future.wait()
+    assert device.to_host(child.wait()).tolist() == [1.0]
+    grandchild = child.then(lambda done: device.tensor([1.0], ONE))
+    with pytest.raises(ValueError, match="not among the expected"):
+        grandchild.wait()
+
+
+def test_a_failure_of_the_device_is_the_waiters(device: RecordingDevice) -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    future = filled(device)
+    device.fail_next("synchronize", error)
+    with pytest.raises(RuntimeError) as raised:
+        future.wait()
+    assert raised.value is error
+    device.fail_next("record", error)
+    failed = filled(device)
+    for read in (failed.wait, failed.value, failed.then(lambda done: done.wait()).wait):
+        with pytest.raises(RuntimeError) as raised:
+            read()
+        assert raised.value is error
+
+
+def test_a_device_without_streams_fails_what_was_to_run_on_them(
+    device: RecordingDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = RuntimeError("CUDA error: out of memory")
+
+    def new_stream(*_: Any) -> Any:
+        raise error
+
+    future = filled(device)
+    monkeypatch.setattr(device, "new_stream", new_stream)
+    child = future.then(lambda done: done.wait())
+    with pytest.raises(RuntimeError) as raised:
+        child.wait()
+    assert raised.value is error
+    future.add_done_callback(lambda done: None)
+    assert "a callback of a future failed" in caplog.text
+    with pytest.raises(RuntimeError, match="out of memory"):
+        collect_all([future]).wait()
+
+
+def test_collected_futures_are_waited_for_together(device: RecordingDevice) -> None:
+    held = device.hold(1)
+    host: Future[int] = Future()
+    host.set_result(5)
+    theirs: torch.futures.Future[int] = torch.futures.Future()
+    theirs.set_result(6)
+    late: Future[torch.Tensor] = Future(devices=[0], priority=-1)
+    collected = torch.futures.collect_all([filled(device), host, theirs, filled(device, TWO), late])
+    added = collected.then(lambda done: done.wait()[0].value() + done.wait()[3].value().to(ONE))
+    assert not collected.done()
+    late.set_result(device.tensor([1.0]))
+    one, _, _, two, _ = collected.wait(non_blocking=True)
+    one.value() + 1
+    two.value() + 1
+    held.release()
+    assert device.to_host(added.wait()).tolist() == [2.0, 4.0]
+    values = torch.futures.wait_all([filled(device), host, theirs])
+    assert device.to_host(values[0] + 1).tolist() == [2.0, 3.0]
+    assert values[1:] == [5, 6]
+
+
+def test_asyncio_is_not_held_up_by_a_device(device: RecordingDevice) -> None:
+    async def main() -> torch.Tensor:
+        with device_held(device):
+            return (await filled(device)) + 1
+
+    assert device.to_host(asyncio.run(main())).tolist() == [2.0, 3.0]
+
+
+def test_random_chains_over_devices_and_threads_are_ordered() -> None:
+    """Every value is used on the streams of another thread, in place, and let go at once."""
+    for seed in range(25):
+        choose = random.Random(seed)
+        with recording_device(pool=choose.choice([2, 32])) as device:
+            ends = [_random_chain(device, random.Random(seed * 10 + n)) for n in range(4)]
+            collected = collect_all([future for future, _ in ends])
+            total = collected.then(lambda done: sum(f.value().to(ONE) for f in done.value()))
+            expected = sum(value for _, value in ends)
+            del ends, collected
+            assert total.wait(choose.random() < 0.5).item() == expected
+
+
+def _random_chain(device: RecordingDevice, choose: random.Random) -> tuple[Future[torch.Tensor], float]:
+    source: Future[torch.Tensor] = Future(devices=[0, 1], priority=choose.choice([0, -1]))
+    future, expected = source, 1.0
+    where = choose.choice([ONE, TWO])
+    for _ in range(choose.randrange(1, 6)):
+        number, to, how = choose.randrange(1, 4), choose.choice([ONE, TWO]), choose.randrange(3)
+        if how == 0:
+            future = future.then(lambda done, number=number, to=to: (done.value() * number).to(to))
+            expected *= number
+        elif how == 1:
+            future = future.then(lambda done, number=number: done.wait().add_(number))
+            expected += number
+        else:
+            future = _handed_on(device, future, to)
+            expected += 1
+
+    def fill() -> None:
+        with device.use([device.new_stream(where)]):
+            source.set_result(device.tensor(1.0, where))
+
+    in_threads(1, fill)
+    return future, expected
+
+
+def _handed_on(
+    device: RecordingDevice, future: Future[torch.Tensor], to: torch.device
+) -> Future[torch.Tensor]:
+    """By a callback that settles another future in another thread, on that one's streams."""
+    result: Future[torch.Tensor] = Future(devices=[0, 1])
+
+    def settle() -> None:
+        with device.use([device.new_stream(to)]):
+            result.set_result(future.wait(non_blocking=True).to(to) + 1)
+
+    future.add_done_callback(lambda done: in_threads(1, settle) and None)
+    return result
+
+
+@contextmanager
+def device_held(device: RecordingDevice) -> Iterator[None]:
+    """Whoever waits for one of its devices here does not go on."""
+    holds = [device.hold(0), device.hold(1)]
+    try:
+        yield
+    finally:
+        for hold in holds:
+            hold.release()
+
+
+@contextmanager
+def in_use(device: RecordingDevice) -> Iterator[None]:
+    use_runtime(device)
+    try:
+        yield
+    finally:
+        use_runtime(None)
 
 
 # Let go.
