@@ -240,14 +240,22 @@ def test_a_call_that_failed_is_no_part_of_the_graph(group: LocalCluster, how: st
         assert context.gradients()[x].tolist() == [2, 2]
 
 
+@torch.jit.script
+def thrice(x: torch.Tensor) -> torch.Tensor:
+    return x * 3
+
+
 def test_an_operator_takes_a_parameter_as_the_tensor_that_it_is(group: LocalCluster) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     a = group.agent("a")
     with context_at("a") as context:
-        product = a.rpc_sync("b", torch.mul, (weight, 3.0))
+        products = [a.rpc_sync("b", f, (weight, 3.0)) for f in (torch.mul, torch.ops.aten.mul)]
+        products.append(a.rpc_sync("b", thrice, (weight,)))
+        products.append(a.rpc_sync("b", torch.mul, kwargs={"input": weight, "other": 3.0}))
+        products.append(a.remote("b", torch.mul, (weight, 3.0)).to_here())
         stacked = a.rpc_sync("b", torch.stack, ([weight, weight],))
-        a.autograd.backward(context.id, [product.sum() + stacked.sum()], False)
-        assert context.gradients()[weight].tolist() == [5, 5]
+        a.autograd.backward(context.id, [sum(products).sum() + stacked.sum()], False)
+        assert context.gradients()[weight].tolist() == [17, 17]
         copy = a.rpc_sync("b", echo, (weight,))
         assert isinstance(copy, torch.nn.Parameter) and copy.is_leaf
 

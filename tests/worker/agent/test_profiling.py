@@ -73,6 +73,18 @@ def named(events: Any, part: str) -> Any:
     return [event for event in events if part in event.name]
 
 
+@pytest.mark.parametrize("kind", ["sync", "async", "remote"])
+def test_an_operator_takes_a_parameter_as_the_tensor_that_it_is(cluster: LocalCluster, kind: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    autograd = agents["a"].autograd
+    context = autograd.new_context()
+    with profile():
+        product = make(kind, "b", torch.mul, (weight, 3.0))
+    autograd.backward(context.id, [product.sum()], False)
+    assert context.gradients()[weight].tolist() == [3, 3]
+    autograd.release(context.id)
+
+
 def test_the_key_of_a_call() -> None:
     assert profiling_key("sync", torch.add, "a", "b") == "rpc_sync#aten::add(a -> b)"
     assert profiling_key("sync", torch.ops.aten.add, "a", "b") == "rpc_sync#aten::add(a -> b)"

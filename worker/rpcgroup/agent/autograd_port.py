@@ -23,6 +23,7 @@ from rpcgroup.wire.codec import FORMAT_MASK, Encoded
 from rpcgroup.wire.exceptions import describe_exception
 from rpcgroup.wire.frames import Body
 from rpcgroup.wire.messages import MessageType
+from rpcgroup.wire.scripts import find_operator, is_scripted
 
 if TYPE_CHECKING:
     from rpcgroup.agent.agent import Agent
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from rpcgroup.agent.peer import Peer
     from rpcgroup.agent.session import Session
 
-__all__ = ["AutogradPort", "ForwardedSession", "as_tensors", "decode_answer", "encode_request"]
+__all__ = ["AutogradPort", "ForwardedSession", "as_taken", "decode_answer", "encode_request"]
 
 CLEANUP_TIMEOUT: Final = 5.0
 """Seconds for one attempt; it is repeated."""
@@ -151,12 +152,18 @@ def wrap(head: Head, encoded: Encoded) -> Encoded:
     return encoded._replace(body=head.pack() + encoded.body)
 
 
-def as_tensors(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of an operator: a parameter is the tensor that it is, and stays connected to its graph.
+def as_taken(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    """The arguments of a call within a context: to an operator or a scripted function a parameter is the tensor that
+    it is, and stays connected to its graph.
 
     As an object, in the arguments of any other function, it arrives as a parameter of its own: as with torch.
     """
-    return tuple([_as_tensor(arg) for arg in args])
+    if not is_scripted(function) and find_operator(function) is None:
+        return args, kwargs
+    named = {name: _as_tensor(arg) for name, arg in kwargs.items()} if kwargs else kwargs
+    return tuple([_as_tensor(arg) for arg in args]), named
 
 
 def _as_tensor(value: Any) -> Any:

@@ -8,11 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from rpcgroup.agent.answer_reader import AnswerReader
-from rpcgroup.agent.autograd_port import as_tensors, decode_answer, encode_request
+from rpcgroup.agent.autograd_port import as_taken, decode_answer, encode_request
 from rpcgroup.agent.call import Call
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.messages import unwrap
@@ -112,8 +111,8 @@ class Link:
         context: DistAutogradContext | None = None,
     ) -> C:
         """Send a request that names a function; raises at once what makes it impossible to send."""
-        if context is not None and type(function) is BuiltinFunctionType:
-            args = as_tensors(args)
+        if context is not None:
+            args, kwargs = as_taken(function, args, kwargs)
         try:
             number = self._numbers.get(function)
         except TypeError:  # an unhashable callable

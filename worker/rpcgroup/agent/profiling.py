@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from rpcgroup.agent.autograd_port import as_taken
 from rpcgroup.agent.recording import Events, Recording, Settings, recorded, unrecorded
 from rpcgroup.functions import async_execution
 from rpcgroup.futures import Future
@@ -51,7 +52,7 @@ def rpc_sync(
 ) -> Any:
     """As `Agent.rpc_sync`, for the profile that `recording` stands beside."""
     key, node_id = _describe(recording, agent, "sync", to, function)
-    call = recording.settings, function, args, kwargs or {}
+    call = recording.settings, function, *_arguments(agent, function, args, kwargs)
     with torch.autograd.profiler.record_function(key), unrecorded():
         result, events = agent.rpc_sync(to, run_recorded, call, None, timeout)
     recording.add(key, node_id, events)
@@ -71,7 +72,7 @@ def rpc_async(
     key, node_id = _describe(recording, agent, "async", to, function)
     answer: torch.futures.Future[Any] = torch.futures.Future()
     with torch.autograd.profiler.record_function(key) as record:
-        call = recording.settings, function, args, kwargs or {}
+        call = recording.settings, function, *_arguments(agent, function, args, kwargs)
         with unrecorded():
             future = agent.rpc_async(to, run_recorded, call, None, timeout)
         ended = record._call_end_callbacks_on_future(answer)
@@ -106,7 +107,7 @@ def remote(
     arrived: torch.futures.Future[Any] = torch.futures.Future()
     token = secrets.token_hex(16)
     with torch.autograd.profiler.record_function(key) as record:
-        call = token, recording.settings, function, args, kwargs or {}
+        call = token, recording.settings, function, *_arguments(agent, function, args, kwargs)
         with unrecorded():
             rref = agent.remote(to, run_and_keep, call, None, timeout)
         ended = record._call_end_callbacks_on_future(arrived)
@@ -137,6 +138,14 @@ def _describe(
     callee = agent.peer(to).record
     recording.node_id = agent.info.id
     return profiling_key(kind, function, agent.info.name, callee.called), callee.id
+
+
+def _arguments(
+    agent: Agent, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if agent.thread.context is not None:
+        args, kwargs = as_taken(function, args, kwargs)
+    return args, kwargs or {}
 
 
 def _name_of(function: Any) -> str:
