@@ -25,7 +25,9 @@ from rpcgroup.transport.tls import TlsTransport
 from tests.worker.transport.certificates import NAME, credentials, issue, write
 
 PATIENCE = 60.0
-LASTING = AgentOptions(suspicion=PATIENCE, resume_window=2 * PATIENCE, connect_timeout=PATIENCE)
+LASTING = AgentOptions(
+    suspicion=PATIENCE, resume_window=2 * PATIENCE, connect_timeout=PATIENCE, handshake_timeout=PATIENCE
+)
 """Reconnecting takes as long as it takes: the machine may be loaded."""
 
 
@@ -129,7 +131,7 @@ def join(cluster: LocalCluster) -> Iterator[Callable[[Transport], Agent]]:
             secret=SECRET,
             transport=transport,
             host="127.0.0.1",
-            options=AgentOptions(connect_timeout=1.0),
+            options=AgentOptions(handshake_timeout=1.0),
         )
         joined.append(agent)
         agent.start(

@@ -12,6 +12,8 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -89,7 +91,7 @@ class Child:
 
 @pytest.fixture
 def a() -> Iterator[Agent]:
-    options = AgentOptions(suspicion=0.5, silence=0.5)
+    options = AgentOptions(suspicion=0.5, silence=0.5, connect_timeout=0.2)
     agent = Agent(
         name="a", group="g", secret=SECRET, transport=TcpTransport(), host="127.0.0.1", options=options
     )
@@ -111,6 +113,17 @@ def test_calls_between_processes(a: Agent, b: Child) -> None:
     assert a.rpc_sync("b", os.getpid) == b.pid
     assert a.rpc_sync("b", lambda x: x * 2, (21,)) == 42
     assert a.remote("b", operator.add, (1, 2)).to_here() == 3
+
+
+def test_a_peer_that_is_slow_to_answer_the_first_handshake(a: Agent, b: Child) -> None:
+    """Its host accepts the connection; the process lets no thread run that could answer."""
+    b.signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as caller:
+        called = caller.submit(a.rpc_sync, "b", os.getpid)
+        with pytest.raises(futures.TimeoutError):
+            called.result(timeout=2 * a.options.connect_timeout)
+        b.signal(signal.SIGCONT)
+        assert called.result(PATIENCE) == b.pid
 
 
 @pytest.mark.parametrize("how", ["sync", "async", "callback", "remote", "many"])

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from rpcgroup import futures
 from rpcgroup.agent import profiling
+from rpcgroup.agent.accelerator import Accelerator
 from rpcgroup.agent.autograd_port import AutogradPort
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.call_future import CallFuture
@@ -32,6 +33,7 @@ from rpcgroup.agent.recording import uninstall as uninstall_recording
 from rpcgroup.agent.reference_port import ReferencePort
 from rpcgroup.agent.session import Session
 from rpcgroup.autograd.container import Container, CurrentContext
+from rpcgroup.cuda.runtime import current_runtime
 from rpcgroup.errors import DrainedError, NotInitializedError, PeerUnreachableError, UnknownWorkerError
 from rpcgroup.futures import Future
 from rpcgroup.membership.record import MemberRecord
@@ -118,9 +120,15 @@ class Agent:
         self.on_unknown: Callable[[], None] = lambda: None
         """Before a name counts as unknown: there may be news of it."""
         self.on_refused: Callable[[str, int], None] = lambda name, incarnation: None
-        self.codec = Codec(RRef)
         self.receive_pool = ReceivePool()
         self.monitor = Monitor(self, name)
+        self.accelerator = self._find_accelerator()
+        self.on_devices: Accelerator | None = None
+        """The same, where calls use devices."""
+        self.codec = Codec(RRef)
+        if self.accelerator is not None:
+            tensor_type = self.accelerator.runtime.tensor_type
+            self.codec = Codec(RRef, tensor_type=tensor_type, put=self.accelerator.put)
         self.pool = Pool(f"pool-{name}", self.monitor.wake)
         """Runs the program's functions and callbacks."""
         self.chores = Pool(f"chores-{name}", self.monitor.wake)
@@ -143,6 +151,7 @@ class Agent:
         """By names and ids that are nobody's any more: whether it left in order, what happened, when (monotonic)."""
         self.newest_incarnation = 0
         """Of all members ever seen: an older one that is not a member has left or died."""
+        self._record = MemberRecord(name=name)
         self._started = False
         self._closed = False
         self._close_lock = threading.Lock()  # guards _closed
@@ -161,6 +170,8 @@ class Agent:
         self.identity = replace(self.identity, incarnation=record.incarnation)
         self.info = WorkerInfo(record.called, record.id, record.incarnation)
         self.where = str(self.info)
+        self._record = record
+        self._choose_devices()
         self.references = RRefContext(ReferencePort(self))
         self.autograd = Container(AutogradPort(self), self.thread)
 
@@ -321,6 +332,7 @@ class Agent:
             self._departed.pop(target, None)
             self._peers[target] = peer
         self._peers["incarnation", record.incarnation] = peer
+        self._choose_devices()
 
     def remove_member(self, record: MemberRecord, why: str, in_order: bool = False) -> None:
         """It left (`in_order`) or died: pending and later calls fail, and what it held is reclaimed."""
@@ -335,6 +347,7 @@ class Agent:
         for key in _targets(record):
             if self._peers.get(key) is peer:
                 del self._peers[key]
+        self._choose_devices()
         peer.leave(why)
         for session in self.sessions():
             if session.peer.incarnation == record.incarnation:
@@ -342,6 +355,23 @@ class Agent:
         if self.references is not None and not self._closed:
             self.references.member_died(record.incarnation)
             self.autograd.member_died(record.incarnation)
+
+    def _find_accelerator(self) -> Accelerator | None:
+        runtime = current_runtime()
+        if runtime is None:
+            return None
+        return Accelerator(runtime, self.options.stream_priority, self.monitor.call_later)
+
+    def _choose_devices(self) -> None:
+        """Of the members' maps, after each change of theirs."""
+        accelerator = self.accelerator
+        if accelerator is None:
+            return
+        peers = [peer for key, peer in list(self._peers.items()) if key == peer.name]
+        accelerator.know(self._record, [peer.record for peer in peers])
+        for peer in peers:
+            peer.placement = accelerator.to(peer.record)
+        self.on_devices = accelerator if accelerator.devices else None
 
     def probe(self, incarnation: int) -> None:
         """Find out whether a member can be reached; tells `on_reachable` or `on_unreachable`. Blocks."""

@@ -171,8 +171,8 @@ class CallFuture(Future[T], Call):
                 super(torch.futures.Future, self).set_result(self._value)
 
     def _placement(self) -> tuple[tuple[torch.device, ...], int]:
-        options = self.link.agent.options
-        return options.devices, options.stream_priority
+        on_devices = self.link.agent.on_devices
+        return (on_devices.devices, on_devices.priority) if on_devices is not None else ((), 0)
 
     def _result_on_devices(self, events: Events, kind: int, flags: int, body: Body) -> Any:
         """Who decodes it need not be who waits for it: on streams that nothing else waits for."""

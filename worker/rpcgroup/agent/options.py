@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
     from rpcgroup.agent.link import Link
 
 __all__ = ["AgentOptions"]
@@ -35,8 +33,6 @@ class AgentOptions:
     """How long a callee keeps the answers of a caller whose connection broke; longer than any `suspicion`."""
     num_worker_threads: int = 16
     """What a program for torch asks for and reads again. Threads come and go with the work here: it bounds nothing."""
-    devices: tuple[torch.device, ...] = ()
-    """Where the tensors of its calls and answers may be, and what the callbacks of its futures may use."""
     stream_priority: int = 0
     """Of the streams that functions and callbacks run on; negative is high."""
     make_link: Callable[..., Link] | None = None

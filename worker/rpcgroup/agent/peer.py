@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from rpcgroup.agent.exchange import Exchange
 from rpcgroup.agent.forks import Forks
 from rpcgroup.agent.link import Link
+from rpcgroup.devices import DevicePlacement
 from rpcgroup.errors import HandshakeError, PeerUnreachableError
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.transport.base import Stream
@@ -37,6 +38,8 @@ class Peer:
         self.gone = ""
         """Why it is no longer a member; calls to it fail at once then."""
         self.forks = Forks(agent, record.incarnation)
+        self.placement: DevicePlacement | None = None
+        """Where the tensors of requests to it go; None in a process without devices."""
         self._link: Link | None = None
         self._lock = threading.Lock()  # guards the making of the link
 
@@ -80,7 +83,7 @@ class Peer:
         if agent.closing:
             raise PeerUnreachableError(f"{self.name} is not called any more: this worker is shutting down")
         channel_id = secrets.token_hex(8)
-        deadline = time.monotonic() + agent.options.connect_timeout
+        deadline = time.monotonic() + agent.options.handshake_timeout
         try:
             stream, identity, _ = self._dial_until(deadline, channel_id, 0, False)
         except HandshakeError as exc:
@@ -124,6 +127,7 @@ class Peer:
     ) -> tuple[Stream, Identity, int]:
         """Dial, again and again while the connection breaks; not where the port is closed or we are refused."""
         while True:
+            began = time.monotonic()
             try:
                 return self._dial(channel_id, received, resuming, max(0.01, deadline - time.monotonic()))
             except ConnectionRefusedError:
@@ -132,7 +136,8 @@ class Peer:
             except HandshakeError:
                 raise
             except OSError:
-                in_vain = self.gone or self.agent.closing
+                silent = time.monotonic() - began >= self.agent.options.connect_timeout
+                in_vain = silent or self.gone or self.agent.closing
                 if in_vain or time.monotonic() + RETRY_PAUSE >= deadline:
                     raise
                 time.sleep(RETRY_PAUSE)
@@ -141,7 +146,7 @@ class Peer:
         self, channel_id: str, received: int, resuming: bool, timeout: float
     ) -> tuple[Stream, Identity, int]:
         agent = self.agent
-        stream = agent.transport.connect(self.record.address, timeout)
+        stream = agent.transport.connect(self.record.address, min(timeout, agent.options.connect_timeout))
         exchange = Exchange(stream, timeout)
         try:
             exchange.begin()

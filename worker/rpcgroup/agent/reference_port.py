@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from rpcgroup.agent.call_future import CallFuture
+from rpcgroup.cuda.events import Events
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.futures import Future
 from rpcgroup.rref.port import CallKind, Done, WorkerInfoLike
@@ -96,6 +97,10 @@ class ReferencePort:
         agent = self._agent
         start: Any = {"sync": agent.rpc_sync, "async": agent.rpc_async, "remote": agent.remote}[kind]
         return start(to.name, fn, tuple(args), dict(kwargs), timeout)
+
+    def events_of(self, value: Any) -> Events | None:
+        on_devices = self._agent.on_devices
+        return on_devices.events_of(value) if on_devices is not None else None
 
     def backward(self, context_id: int, root: Any, retain_graph: bool) -> None:
         self._agent.autograd.backward(context_id, [root], retain_graph)

@@ -12,6 +12,7 @@ import torch
 
 from rpcgroup.agent.forks import Forks
 from rpcgroup.autograd.context import DistAutogradContext
+from rpcgroup.devices import DevicePlacement
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
 from rpcgroup.transport.channel import Channel
@@ -84,6 +85,7 @@ class Session:
         self._state_lock = threading.Lock()
         # held from `hold` to `attach` or `let_go`: one handshake at a time
         self._handshake = threading.Lock()
+        self._placement: DevicePlacement | None = None
         self._unanswered: dict[int, None] = {}
         """Ids of the requests that wait or run. A dict, because counters lose updates between threads."""
         self._paused = False
@@ -99,12 +101,26 @@ class Session:
 
     def answer_value(self, id: int, value: Any) -> None:
         """Queue a result; the caller of the handler flushes. Raises `SerializationError`."""
-        flags, body, buffers, _ = self.agent.codec.encode((value,), self.forks, self.by_value)
-        self._queue(_RESPONSE, flags, id, body, buffers)
+        self.answer(id, self.agent.codec.encode((value,), self.forks, self.by_value, None, self.placement))
 
     def answer(self, id: int, encoded: Encoded, kind: int = _RESPONSE) -> None:
         """The same, of a value that is encoded already."""
         self._queue(kind, encoded.flags, id, encoded.body, encoded.buffers)
+
+    @property
+    def placement(self) -> DevicePlacement | None:
+        """Where the tensors of answers go; None in a process without devices."""
+        accelerator = self.agent.accelerator
+        if accelerator is None or self._placement is not None:
+            return self._placement
+        peer = self.agent.peer_of(self.peer.incarnation)
+        if peer is None:  # it has joined a moment ago
+            self.agent.on_unknown()
+            peer = self.agent.peer_of(self.peer.incarnation)
+        if peer is None:
+            return DevicePlacement(self.peer.name, {}, is_answer=True)
+        self._placement = accelerator.back_to(peer.record)
+        return self._placement
 
     def answer_nothing(self, id: int) -> None:
         channel = self.channel

@@ -60,7 +60,7 @@ class RRefContext:
     # On the owner.
     def create(self, value: Any) -> RRef[Any]:
         """`RRef(value)`: this worker owns it. Known to the context only once it is shared."""
-        return RRef.of_owner(self, self.new_rref_id(), Cell.of(value))
+        return RRef.of_owner(self, self.new_rref_id(), Cell.of(value, self.port.events_of(value)))
 
     def accept_remote(self, fork: WireFork, sender: int) -> RRef[Any]:
         """A creation by `remote` has arrived: the reference to give to `set_value` or `set_error`.
@@ -76,8 +76,11 @@ class RRefContext:
         return RRef.of_owner(self, data.rref_id, cell)
 
     def set_value(self, rref: RRef[Any], value: Any) -> None:
-        """The function of an accepted creation returned. Runs the callbacks of waiting fetches inline."""
-        self._driver.settle(_cell_of(rref), value, None)
+        """The function of an accepted creation returned. Runs the callbacks of waiting fetches inline.
+
+        What is on devices has been enqueued on this thread's current streams.
+        """
+        self._driver.settle(_cell_of(rref), value, None, self.port.events_of(value))
 
     def set_error(self, rref: RRef[Any], error: BaseException) -> None:
         """The function of an accepted creation raised: every use of the value raises `error`."""
@@ -97,7 +100,7 @@ class RRefContext:
             if not cell.done:
                 cell.waiters.append(callback)
                 return
-        callback(cell.value, cell.error)
+        tell([callback], cell.value, cell.error, cell.events)
 
     # Creation by `remote`.
     def begin_remote(self, owner: int, owner_name: str, type_name: str = "") -> tuple[RRef[Any], ForkData]:
@@ -296,7 +299,7 @@ class RRefContext:
             if not cell.done:
                 cell.waiters.append(waiter)
                 return
-        waiter(cell.value, cell.error)
+        tell([waiter], cell.value, cell.error, cell.events)
 
     def is_dead(self, incarnation: int) -> bool:
         return self._driver.machine.is_dead(incarnation)

@@ -6,9 +6,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+from rpcgroup.cuda.events import Events
 from rpcgroup.errors import NotInitializedError, PeerUnreachableError, RRefError
 from rpcgroup.rref.cell import Cell, Waiter
 from rpcgroup.rref.failures import closed_error, lost_error, use_error
@@ -94,11 +96,13 @@ class Driver:
     def is_closed(self) -> bool:
         return self._closed
 
-    def settle(self, cell: Cell, value: Any, error: BaseException | None) -> None:
+    def settle(
+        self, cell: Cell, value: Any, error: BaseException | None, events: Events | None = None
+    ) -> None:
         """Give a cell its value or error, once, and tell those who wait for it."""
         with self._lock:
-            waiters = cell.settle(value, error)
-        tell(waiters, value, error)
+            waiters = cell.settle(value, error, events)
+        tell(waiters, value, error, events)
 
     # Inside an event.
     def asked_for(self, rref_id: RRefId) -> Cell:
@@ -208,9 +212,13 @@ class Driver:
         self._event(self.machine.fire, timer)
 
 
-def tell(waiters: list[Waiter], value: Any, error: BaseException | None) -> None:
+def tell(
+    waiters: list[Waiter], value: Any, error: BaseException | None, events: Events | None = None
+) -> None:
+    """Each of them on streams of its own, behind the events."""
     for waiter in waiters:
-        _call(waiter, value, error)
+        with nullcontext() if events is None else events.callback((), 0):
+            _call(waiter, value, error)
 
 
 def _call(callback: Callable[..., object], *args: Any) -> None:

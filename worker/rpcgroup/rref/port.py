@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from threading import Event
 from typing import Any, Literal, Protocol
 
+from rpcgroup.cuda.events import Events
 from rpcgroup.wire.messages import MessageType
 
 __all__ = ["CallKind", "Done", "FutureLike", "Port", "WorkerInfoLike"]
@@ -84,6 +85,10 @@ class Port(Protocol):
         timeout: float,
     ) -> Any:
         """`rpc_sync`, `rpc_async` or `remote` of the group: the result, a future, or an RRef."""
+        ...
+
+    def events_of(self, value: Any) -> Events | None:
+        """Behind what this thread's current streams have to do for its tensors on devices; None without any."""
         ...
 
     def backward(self, context_id: int, root: Any, retain_graph: bool) -> None:

@@ -71,7 +71,8 @@ class RRef(Generic[T]):
             raise NotInitializedError(
                 "Current RPC agent is not set! Did you initialize the RPC framework, by init_rpc, before RRef(value)?"
             )
-        self._adopt(_current, _current.new_rref_id(), None, Cell.of(value))
+        cell = Cell.of(value, _current.port.events_of(value))
+        self._adopt(_current, _current.new_rref_id(), None, cell)
 
     @classmethod
     def of_user(cls, context: RRefContext, user: UserFork) -> RRef[Any]:

@@ -114,6 +114,8 @@ def _value_of(context: RRefContext, cell: Cell | None, timeout: float) -> Any:
         _wait_for(context, cell, timeout)
     if cell.error is not None:
         raise cell.error
+    if cell.events is not None:
+        cell.events.wait()
     return cell.value
 
 

@@ -99,6 +99,9 @@ class MemoryPort:
         self.incarnation = incarnation
         self.woken = 0
 
+    def events_of(self, value: Any) -> None:
+        return None
+
     def send(self, to: int, kind: MessageType, payload: bytes, done: Done) -> None:
         def deliver() -> None:
             peer = self._network.contexts.get(to)

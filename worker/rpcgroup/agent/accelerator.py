@@ -1,0 +1,80 @@
+"""What one agent does on its process's devices: which they are, where tensors go, and on which streams things run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from rpcgroup.cuda.completions import Completions
+from rpcgroup.cuda.events import Events
+from rpcgroup.cuda.extraction import device_tensors
+from rpcgroup.cuda.runtime import Runtime
+from rpcgroup.cuda.staging import PinnedPool
+from rpcgroup.devices import DevicePlacement, device_list, maps_of, reverse_maps
+from rpcgroup.membership.record import MemberRecord
+
+__all__ = ["Accelerator"]
+
+
+class Accelerator:
+    """Of one agent in a process with devices. Thread-safe: what changes is replaced as a whole."""
+
+    def __init__(
+        self, runtime: Runtime, priority: int, later: Callable[[float, Callable[[], None]], None]
+    ) -> None:
+        """`priority` is that of the streams on which functions run; `later(seconds, job)` has a job done by then."""
+        self.runtime = runtime
+        self.priority = priority
+        self.pool = PinnedPool(runtime)
+        self.completions = Completions(runtime, later)
+        self.devices: tuple[torch.device, ...] = ()
+        """Those that calls to and from this worker use."""
+        self._me = MemberRecord(name="")
+
+    def know(self, me: MemberRecord, others: Iterable[MemberRecord]) -> None:
+        """The group has changed."""
+        self._me = me
+        given = [torch.device(device) for device in me.devices]
+        self.devices = tuple(device_list(given, maps_of(me), reverse_maps(me.called, others)))
+
+    def to(self, peer: MemberRecord) -> DevicePlacement:
+        """Of requests to that member, and of what goes back to it along this worker's map."""
+        return DevicePlacement(peer.called, maps_of(self._me).get(peer.called, {}))
+
+    def back_to(self, peer: MemberRecord) -> DevicePlacement:
+        """Of answers to that member's requests."""
+        inverse = reverse_maps(self._me.called, [peer]).get(peer.called, {})
+        return DevicePlacement(peer.called, inverse, is_answer=True)
+
+    def put(self, tensor: torch.Tensor, index: int) -> torch.Tensor:
+        """A copy of a tensor of the host on the device of that index, done when this returns."""
+        device = torch.device("cuda", index)
+        dense = tensor.contiguous()
+        copy = self.runtime.empty(dense.nbytes, device)
+        self.runtime.copy(copy, dense.view(-1).view(torch.uint8))
+        self.runtime.synchronize(self.runtime.record(self.runtime.current_stream(device)))
+        return copy.view(tensor.dtype).view(tensor.shape)
+
+    def events_of(self, value: Any) -> Events | None:
+        """Behind what this thread's current streams have to do for its tensors on devices; None without any."""
+        tensors = device_tensors(value, self.runtime)
+        return Events.record(self.runtime, tensors) if tensors else None
+
+    @contextmanager
+    def streams(self, events: Events | None) -> Iterator[None]:
+        """This thread's current streams are fresh ones, behind the events of what came."""
+        with (events or Events(self.runtime, {}, ())).after(self.devices, self.priority):
+            yield
+
+    def resumed(self, events: Events | None, run: Callable[[], None]) -> Callable[[], None]:
+        """`run`, for another thread: on streams of its own, behind what the current ones of this have to do."""
+        so_far = Events.record(self.runtime, events.tensors if events is not None else (), self.devices)
+
+        def resume() -> None:
+            with self.streams(so_far):
+                run()
+
+        return resume
