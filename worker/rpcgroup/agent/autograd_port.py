@@ -183,7 +183,7 @@ def encode_request(
     """
     agent, peer = link.agent, link.peer
     sent: list[torch.Tensor] = []
-    encoded = agent.codec.encode(values, peer.forks, link.by_value, sent)
+    encoded = agent.codec.encode(values, peer.forks, link.by_value, sent, peer.placement)
     message_id = agent.autograd.new_message_id()
     if not context.add_send(message_id, peer.incarnation, peer.record.id, sent):
         return kind, encoded, None
@@ -226,7 +226,7 @@ class ForwardedSession:
     def answer_value(self, id: int, value: Any) -> None:
         sent: list[torch.Tensor] = []
         agent, peer = self.agent, self.peer
-        encoded = agent.codec.encode((value,), self.forks, self.by_value, sent)
+        encoded = agent.codec.encode((value,), self.forks, self.by_value, sent, self._session.placement)
         if sent:
             message_id = agent.autograd.new_message_id()
             if self.context.add_send(message_id, peer.incarnation, None, sent):

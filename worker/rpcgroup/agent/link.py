@@ -148,7 +148,9 @@ class Link:
             kind, (form, body, buffers, _), call.withdraw = encode_request(self, context, kind, values)
             flags |= form
         elif values:
-            form, body, buffers, _ = self._codec.encode(values, self.peer.forks, self.by_value)
+            form, body, buffers, _ = self._codec.encode(
+                values, self.peer.forks, self.by_value, None, self.peer.placement
+            )
             flags |= form
         channel, pending = self.channel, self.pending
         call.link = self
