@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
-from rpcgroup.cuda.runtime import Event, Runtime
+from rpcgroup.cuda.runtime import Event, Runtime, Stream
 
 __all__ = ["Completions"]
 
@@ -41,9 +42,25 @@ class Completions:
         self._waiting.append((events, action))
         self._schedule()
 
-    def keep(self, thing: object, event: Event) -> None:
-        """Refer to `thing` until then."""
-        self.after((event,), lambda kept=thing: None)  # type: ignore[misc]
+    def keep(self, thing: object, stream: Stream) -> None:
+        """Refer to `thing` until all that is enqueued on the stream by now is done.
+
+        Raises what the event cannot be recorded for; the work may go on all the same, so it is tried again.
+        """
+        try:
+            self._keep(thing, stream)
+        except Exception:
+            self._later(LONGEST_POLL, partial(self._keep_if_alive, thing, stream))
+            raise
+
+    def _keep(self, thing: object, stream: Stream) -> None:
+        self.after((self._runtime.record(stream),), lambda kept=thing: None)  # type: ignore[misc]
+
+    def _keep_if_alive(self, thing: object, stream: Stream) -> None:
+        try:
+            self._keep(thing, stream)
+        except Exception:
+            pass  # the device has failed, and does no more
 
     def poll(self) -> bool:
         """Look now; whether there was anything to do."""

@@ -7,7 +7,6 @@ for each device.
 from __future__ import annotations
 
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -85,8 +84,8 @@ class _Transfer:
                 return None
             events = self._record()
         except Exception as exc:
-            traceback.clear_frames(exc.__traceback__)  # they refer to tensors and to staging
-            return self.fail(exc)
+            # Its frames, and those that called them, refer to tensors and to what was received.
+            return self.fail(exc.with_traceback(None))
         self._settled = True
         return partial(self._ready, events)
 
@@ -119,11 +118,15 @@ class _Transfer:
         stream = self._streams[target.device]
         staging = staging_of(data)
         size = len(data)
-        source = staging.pinned[:size] if staging is not None else torch.frombuffer(data, dtype=torch.uint8)
         start = place * self._chunk
         with runtime.use([stream]):
-            runtime.copy(target[start : start + size], source)
-        completions.keep(data, runtime.record(stream))
+            part = target[start : start + size]
+            if staging is not None:
+                runtime.copy(part, staging.pinned[:size])
+            else:
+                # Of the host's ordinary memory the driver makes a copy first, and may wait for the stream to do so.
+                part.copy_(torch.frombuffer(data, dtype=torch.uint8), non_blocking=True)
+        completions.keep(data, stream)
 
     def _record(self) -> Events:
         record = self._runtime.record
@@ -167,6 +170,8 @@ class Arrivals:
         if size > SMALL:
             try:
                 staging = self._pool.try_take()
+                if staging is None and self._completions.poll():
+                    staging = self._pool.try_take()
             except Exception:
                 staging = None  # the system pins no more
             if staging is not None:

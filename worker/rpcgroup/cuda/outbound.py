@@ -6,6 +6,7 @@ The copy of what comes next is under way while the last is being written. Small 
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -23,6 +24,9 @@ SMALL: Final = 64 << 10
 """Bytes up to which one more copy on the host costs less than a block that is in use until the acknowledgement."""
 ALIGNMENT: Final = 64
 """Bytes, of what shares a block."""
+
+AHEAD: Final = 2
+"""Blocks: one is written while the copy into the other is under way."""
 
 PutChunk = Callable[[int, int, int, memoryview], None]
 """Write a chunk: transfer, index of the payload, place of the chunk in it, bytes. May block. The bytes stay as they
@@ -109,22 +113,18 @@ class Departure:
         # Before any block is taken: those of others may be ready to go while this waits behind a kernel.
         self._runtime.synchronize(written)
         sizes = [(index, tensor.nbytes) for index, tensor in self._tensors.items() if tensor.device == device]
-        under_way: _Load | None = None
+        under_way: deque[_Load] = deque()  # no name besides: what has been put must not keep its block
         try:
             for block in pack_blocks(sizes, self._pool.chunk):
                 staging = self._pool.try_take()
                 if staging is None:
-                    if under_way is not None:
-                        self._put(under_way, put_chunk)
-                        under_way = None
+                    self._put_all(under_way, put_chunk)
                     staging = self._take(timeout)
-                following = self._load(block, staging, stream)
-                staging = None
-                if under_way is not None:
-                    self._put(under_way, put_chunk)
-                under_way = following
-            if under_way is not None:
-                self._put(under_way, put_chunk)
+                under_way.append(self._load(block, staging, stream))
+                del staging
+                if len(under_way) == AHEAD:
+                    self._put(under_way.popleft(), put_chunk)
+            self._put_all(under_way, put_chunk)
         except BaseException:
             self._settle(stream)
             raise
@@ -156,6 +156,10 @@ class Departure:
             if start + size == self._tensors[index].nbytes:
                 del self._tensors[index]
             put_chunk(self.transfer_id, index, place, memory[at : at + size])
+
+    def _put_all(self, loads: deque[_Load], put_chunk: PutChunk) -> None:
+        while loads:
+            self._put(loads.popleft(), put_chunk)
 
     def _settle(self, stream: Stream) -> None:
         """Wait for the copies under way: their blocks will be another's."""
