@@ -6,20 +6,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.distributed import HashStore
 
+from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.functions import async_execution
 from rpcgroup.futures import Future
+from rpcgroup.group import Group
+from rpcgroup.membership.record import MemberRecord, MemberState
+from rpcgroup.membership.store.client import StoreClient
+from rpcgroup.membership.store.dynamic import DynamicRendezvous
 from rpcgroup.rref.rref import RRef
 from rpcgroup.testing.cluster import LocalCluster
+from rpcgroup.transport.memory import MemoryTransport
 from tests.worker.autograd.programs import (
     DEPTH,
     Step,
@@ -33,6 +41,7 @@ EXAMPLES = int(os.environ.get("RPCGROUP_AUTOGRAD_GRAPHS", "30"))
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 PATIENCE = 30.0
+NEVER = 3600.0
 
 cluster: LocalCluster
 leaves_of: dict[str, list[torch.Tensor]] = {}
@@ -377,6 +386,41 @@ def test_what_only_a_dead_worker_knew_of_is_released(group: LocalCluster) -> Non
         group.evict("b")
         assert contexts("c") == [1]
     eventually(lambda: contexts("c") == [0])
+
+
+@pytest.fixture
+def strangers() -> Iterator[tuple[Agent, Agent]]:
+    """Two members, of whom the first hears of the second when it asks for news."""
+    store, transport, groups = HashStore(), MemoryTransport(), []
+    for name in ("first", "second"):
+        options = AgentOptions(rpc_timeout=5)
+        agent = Agent(name=name, group="g", secret=b"s", transport=transport, host=name, options=options)
+        groups.append(Group(agent, DynamicRendezvous(StoreClient(store), NEVER), NEVER))
+        groups[-1].join(MemberRecord(name=name, address=agent.address, state=MemberState.READY))
+        groups[-1].serve()
+    yield groups[0].agent, groups[1].agent
+    for group in groups:
+        group.leave(graceful=False)
+
+
+def test_a_worker_that_has_just_joined_may_call_backward(strangers: tuple[Agent, Agent]) -> None:
+    first, second = strangers
+    assert first.peer_of(second.identity.incarnation) is None
+    context, x = second.autograd.new_context(), leaf(1.0, 2.0)
+    second.autograd.backward(context.id, [second.rpc_sync("first", double, (x,)).sum()], False)
+    assert context.gradients()[x].tolist() == [2, 2]
+    second.autograd.release(context.id)
+
+
+def test_a_worker_of_which_only_others_know_is_asked_for(strangers: tuple[Agent, Agent]) -> None:
+    first, second = strangers
+    context = second.autograd.new_context()
+    answers: SimpleQueue[bool | None] = SimpleQueue()
+    first.autograd.port.ask(second.identity.incarnation, context.id, answers.put)
+    assert answers.get(timeout=PATIENCE) is True
+    first.autograd.port.ask(second.identity.incarnation - 100, context.id, answers.put)
+    assert answers.get(timeout=PATIENCE) is None
+    second.autograd.release(context.id)
 
 
 def test_a_call_that_outlives_its_context_is_an_ordinary_one(group: LocalCluster) -> None:

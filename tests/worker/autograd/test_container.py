@@ -19,6 +19,8 @@ from rpcgroup.autograd.port import Done, Lost, Outgoing
 from rpcgroup.errors import CallTimeoutError, NotInitializedError, PeerUnreachableError
 
 ME, OTHER, THIRD = 11, 12, 13
+LATE = 14
+"""One that this worker has not heard of yet."""
 
 
 class NotingPort:
@@ -28,6 +30,7 @@ class NotingPort:
 
     def __init__(self) -> None:
         self.members = {ME, OTHER, THIRD}
+        self.newest = THIRD
         self.cleanups: list[tuple[int, int, Done]] = []
         self.asked: list[tuple[int, int, Callable[[bool | None], None]]] = []
         self.propagated: list[tuple[int, Head, Sequence[torch.Tensor | None], Lost]] = []
@@ -56,11 +59,8 @@ class NotingPort:
     def call_later(self, delay: float, fn: Callable[[], None]) -> None:
         self.delayed.append((delay, fn))
 
-    def is_member(self, incarnation: int) -> bool:
-        return incarnation in self.members
-
-    def incarnation_of(self, worker_id: int) -> int | None:
-        return worker_id + 10 if worker_id + 10 in self.members else None
+    def is_gone(self, incarnation: int) -> bool:
+        return incarnation not in self.members and incarnation <= self.newest
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         return event.wait(timeout)
@@ -79,7 +79,7 @@ def container(port: NotingPort) -> Container:
 
 
 def received(container: Container, context_id: int, message_id: int = 5, sender: int = OTHER) -> torch.Tensor:
-    context = container.introduce(context_id, sender)
+    context = container.introduce(context_id, (context_id >> 48) + 10, sender)
     assert context is not None
     return context.add_recv(message_id, sender, [torch.ones(2)])[0]
 
@@ -149,7 +149,7 @@ def test_where_one_who_was_to_be_told_is_dead_all_are_told_once(
 
 
 def test_a_release_is_passed_on_but_not_back(container: Container, port: NotingPort) -> None:
-    context = container.introduce(2 << 48, OTHER)
+    context = container.introduce(2 << 48, OTHER, OTHER)
     assert context is not None
     context.add_send(7, OTHER, 2, [])
     context.add_send(8, THIRD, 3, [])
@@ -160,12 +160,12 @@ def test_a_release_is_passed_on_but_not_back(container: Container, port: NotingP
 
 def test_a_late_message_does_not_bring_a_context_back(container: Container) -> None:
     container.on_cleanup(2 << 48, OTHER)
-    assert container.introduce(2 << 48, THIRD) is None
+    assert container.introduce(2 << 48, OTHER, THIRD) is None
     assert container.debug_info() == {"num_autograd_contexts": "0", "num_current_backward_passes": "0"}
 
 
 def test_a_context_dies_with_its_maker(container: Container) -> None:
-    context = container.introduce(3 << 48, OTHER)
+    context = container.introduce(3 << 48, THIRD, OTHER)
     assert context is not None and context.creator == THIRD
     container.member_died(THIRD)
     assert context.released
@@ -175,7 +175,7 @@ def test_after_a_death_the_maker_of_a_context_is_asked_whether_it_is_there(
     container: Container, port: NotingPort
 ) -> None:
     mine = container.new_context()
-    context = container.introduce(3 << 48, OTHER)
+    context = container.introduce(3 << 48, THIRD, OTHER)
     assert context is not None
     container.member_died(OTHER)
     assert [(to, context_id) for to, context_id, _ in port.asked] == [(THIRD, context.id)]
@@ -190,10 +190,37 @@ def test_after_a_death_the_maker_of_a_context_is_asked_whether_it_is_there(
 
 def test_a_message_of_one_who_has_died_meanwhile(container: Container, port: NotingPort) -> None:
     port.members.remove(OTHER)
-    context = container.introduce(3 << 48, OTHER)
+    context = container.introduce(3 << 48, THIRD, OTHER)
     assert context is not None and not context.released and port.asked[0][0] == THIRD
-    unknown = container.introduce(7 << 48, OTHER)
-    assert unknown is not None and unknown.released
+    orphan = container.introduce(2 << 48, OTHER, OTHER)
+    assert orphan is not None and orphan.released
+
+
+def test_a_context_of_one_who_is_not_known_yet_is_kept_until_that_one_is_gone(
+    container: Container, port: NotingPort
+) -> None:
+    context = container.introduce(LATE << 48, LATE, LATE)
+    port.members.remove(OTHER)
+    container.member_died(OTHER)
+    assert context is not None and not context.released
+    assert [(to, context_id) for to, context_id, _ in port.asked] == [(LATE, context.id)]
+    port.asked.pop()[2](None)
+    port.newest = LATE
+    port.delayed.pop()[1]()
+    assert context.released
+
+
+def test_a_receiver_that_is_not_known_yet_is_waited_for(container: Container, port: NotingPort) -> None:
+    context = container.introduce(LATE << 48, LATE, LATE)
+    assert context is not None
+    x = torch.ones(1, requires_grad=True)
+    for message_id in (7, 8):
+        context.add_send(message_id, LATE, None, [x])
+    head = Head(context.id, 7, pass_id=1, origin=LATE, weight=2)
+    container.on_propagation(head, [torch.ones(1)])
+    assert not port.reports
+    container.on_propagation(head._replace(message_id=8), [torch.ones(1)])
+    assert port.reports == [(head, [2, 2])] and context.gradients()[x].tolist() == [2]
 
 
 def background(container: Container, loss: torch.Tensor, context_id: int) -> Future[None]:
@@ -255,7 +282,7 @@ def test_backward_ends_with_the_first_error(container: Container, port: NotingPo
 
 
 def test_gradients_that_arrive_are_sent_on_with_their_weight(container: Container, port: NotingPort) -> None:
-    context = container.introduce(3 << 48, OTHER)
+    context = container.introduce(3 << 48, THIRD, OTHER)
     assert context is not None
     x = torch.ones(2, requires_grad=True)
     context.add_send(7, OTHER, None, [received(container, context.id) * x])
@@ -273,7 +300,7 @@ def test_gradients_that_arrive_are_sent_on_with_their_weight(container: Containe
 
 
 def test_a_weight_is_kept_until_everything_has_been_run(container: Container, port: NotingPort) -> None:
-    context = container.introduce(3 << 48, OTHER)
+    context = container.introduce(3 << 48, THIRD, OTHER)
     assert context is not None
     x = torch.ones(2, requires_grad=True)
     for message_id in (7, 8):
@@ -316,7 +343,7 @@ def test_gradients_that_come_after_the_end_of_a_pass_are_dropped(
 
 
 def test_gradients_that_reach_a_pass_as_it_ends_are_not_added(container: Container, port: NotingPort) -> None:
-    context = container.introduce(3 << 48, OTHER)
+    context = container.introduce(3 << 48, THIRD, OTHER)
     assert context is not None
     x = torch.ones(2, requires_grad=True)
     context.add_send(7, OTHER, None, [x])
@@ -335,7 +362,7 @@ def test_what_goes_wrong_is_reported_to_the_caller_of_the_pass(
 ) -> None:
     head = Head(3 << 48, 7, pass_id=1, origin=THIRD)
     container.on_propagation(head, [None])
-    context = container.introduce(3 << 48, OTHER)
+    context = container.introduce(3 << 48, THIRD, OTHER)
     assert context is not None
     container.on_propagation(head, [None])
     assert [str(outcome) for _, outcome in port.reports] == [
@@ -345,7 +372,7 @@ def test_what_goes_wrong_is_reported_to_the_caller_of_the_pass(
 
 
 def test_a_new_pass_takes_the_place_of_an_old_one(container: Container, port: NotingPort) -> None:
-    context = container.introduce(3 << 48, OTHER)
+    context = container.introduce(3 << 48, THIRD, OTHER)
     assert context is not None
     x = torch.ones(1, requires_grad=True)
     context.add_send(7, OTHER, None, [x])
@@ -404,7 +431,7 @@ def test_a_closed_container_is_empty(container: Container) -> None:
     context = container.new_context()
     container.close()
     container.close()
-    assert context.released and container.introduce(3 << 48, OTHER) is None
+    assert context.released and container.introduce(3 << 48, THIRD, OTHER) is None
 
 
 def test_the_public_names(container: Container) -> None:

@@ -295,11 +295,6 @@ class Agent:
     def peer_of(self, incarnation: int) -> Peer | None:
         return self._peers.get(("incarnation", incarnation))
 
-    def incarnation_of(self, worker_id: int) -> int | None:
-        """Of the member that has this id now."""
-        peer = self._peers.get(worker_id)
-        return None if peer is None else peer.incarnation
-
     def other_incarnations(self) -> list[int]:
         """Of all members but this one."""
         return [p.incarnation for key, p in list(self._peers.items()) if key == p.name != self.name]

@@ -7,6 +7,7 @@ session, for this one request: what it decodes is attached to recv functions, wh
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,8 @@ __all__ = ["AutogradPort", "ForwardedSession", "as_taken", "decode_answer", "enc
 
 CLEANUP_TIMEOUT: Final = 5.0
 """Seconds for one attempt; it is repeated."""
+NEWS_PAUSE: Final = 0.05
+"""Seconds between two looks whether there is news of a worker that others know already."""
 _FORWARD: Final = int(MessageType.FORWARD_AUTOGRAD_REQ)
 _BACKWARD: Final = int(MessageType.BACKWARD_AUTOGRAD_REQ)
 _OUTCOME: Final = int(MessageType.BACKWARD_AUTOGRAD_RESP)
@@ -109,14 +112,13 @@ class AutogradPort:
     def call_later(self, delay: float, fn: Callable[[], None]) -> None:
         self._agent.monitor.call_later(delay, fn)
 
-    def is_member(self, incarnation: int) -> bool:
-        return incarnation == self.incarnation or self._agent.peer_of(incarnation) is not None
+    def is_gone(self, incarnation: int) -> bool:
+        agent = self._agent
+        known = incarnation == self.incarnation or agent.peer_of(incarnation) is not None
+        return not known and incarnation <= agent.newest_incarnation
 
     def others(self) -> list[int]:
         return self._agent.other_incarnations()
-
-    def incarnation_of(self, worker_id: int) -> int | None:
-        return self._agent.incarnation_of(worker_id)
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         self._agent.reactor.step_aside()
@@ -129,12 +131,27 @@ class AutogradPort:
         """`send` in this thread, or where it has to connect first in another; `failed` with what it raises."""
         agent = self._agent
         peer = agent.peer_of(to)
-        if peer is None or agent.closing:
+        if peer is None and to > agent.newest_incarnation and not agent.closing:
+            deadline = time.monotonic() + agent.options.connect_timeout
+            agent.chores.submit(partial(self._reach_new, to, send, failed, deadline))
+        elif peer is None or agent.closing:
             failed(PeerUnreachableError(f"the worker of incarnation {to} has died or left"))
         elif peer.existing_link() is None:
             agent.chores.submit(partial(_try, send, peer, failed))
         else:
             _try(send, peer, failed)
+
+    def _reach_new(self, to: int, send: Callable[[Peer], None], failed: Lost, deadline: float) -> None:
+        """Others know it already: the news of it is on its way."""
+        agent = self._agent
+        agent.on_unknown()
+        peer = agent.peer_of(to)
+        if peer is not None:
+            _try(send, peer, failed)
+        elif agent.closing or time.monotonic() >= deadline:
+            failed(PeerUnreachableError(f"the worker of incarnation {to} is not known here"))
+        else:
+            self.call_later(NEWS_PAUSE, partial(self._reach_new, to, send, failed, deadline))
 
 
 def _try(send: Callable[[Peer], None], peer: Peer, failed: Lost) -> None:
@@ -188,7 +205,7 @@ def encode_request(
     if not context.add_send(message_id, peer.incarnation, peer.record.id, sent):
         return kind, encoded, None
     withdraw = partial(context.drop_send, message_id) if sent else None
-    return _FORWARD, wrap(Head(context.id, message_id, kind), encoded), withdraw
+    return _FORWARD, wrap(Head(context.id, message_id, kind, 0, context.creator), encoded), withdraw
 
 
 def decode_answer(link: Link, flags: int, body: Body | None) -> Any:
@@ -196,7 +213,7 @@ def decode_answer(link: Link, flags: int, body: Body | None) -> Any:
     agent, head = link.agent, head_of(body)
     assert body is not None
     incarnation = link.peer.incarnation
-    context = agent.autograd.introduce(head.context_id, incarnation)
+    context = agent.autograd.introduce(head.context_id, head.origin, incarnation)
     adopt = None if context is None else partial(context.add_recv, head.message_id, incarnation)
     return agent.codec.decode(flags & FORMAT_MASK, unwrap(body), link.peer.forks.receive_answer, adopt)[0]
 
@@ -230,7 +247,7 @@ class ForwardedSession:
         if sent:
             message_id = agent.autograd.new_message_id()
             if self.context.add_send(message_id, peer.incarnation, None, sent):
-                head = Head(self.context.id, message_id)
+                head = Head(self.context.id, message_id, 0, 0, self.context.creator)
                 self._session.answer(id, wrap(head, encoded), MessageType.FORWARD_AUTOGRAD_RESP)
                 return
         self._session.answer(id, encoded)

@@ -109,6 +109,8 @@ class Doorway:
                     session.let_go()
                 held.clear()
         if hello is not None and held:
+            if agent.peer_of(hello.peer.incarnation) is None:
+                agent.on_unknown()  # it has joined a moment ago: what it asks for may name it
             held[0].attach(stream, hello.received)
             agent.monitor.wake()
 

@@ -360,7 +360,7 @@ class Invocation:
             head = head_of(body)
             if head.kind not in WRAPPED:
                 raise RemoteProtocolError(f"message type {head.kind} is not one of an autograd context")
-            context = self._agent.autograd.introduce(head.context_id, session.peer.incarnation)
+            context = self._agent.autograd.introduce(head.context_id, head.origin, session.peer.incarnation)
         except BaseException as exc:
             session.begin(id)
             self._fail(session, id, exc)

@@ -90,16 +90,15 @@ class Container:
             raise RuntimeError(f"Could not find autograd context with id: {context_id}")
         return context
 
-    def introduce(self, context_id: int, sender: int) -> DistAutogradContext | None:
-        """A message of this context has come from `sender`; None where the context has been released."""
+    def introduce(self, context_id: int, creator: int, sender: int) -> DistAutogradContext | None:
+        """A message of the context that `creator` made has come from `sender`; None where it has been released."""
         with self._lock:
             context = self._contexts.get(context_id)
             if context is None:
                 if context_id in self._released or self._closed:
                     return None
-                creator = self.port.incarnation_of(context_id >> COUNTER_BITS)
                 context = self._contexts[context_id] = DistAutogradContext(context_id, creator)
-        if not self.port.is_member(sender):
+        if self.port.is_gone(sender):
             self._ask(context)  # it died before this was noted: nobody else would look
         return context
 
@@ -164,7 +163,7 @@ class Container:
         """Again and again, until it is answered. If the other is gone, it passes nothing on: all are told then."""
         if self._closed:
             return
-        if not self.port.is_member(to):
+        if self.port.is_gone(to):
             self._tell_all(context_id)
             return
 
@@ -188,7 +187,7 @@ class Container:
         if self._closed or context.released:
             return
         creator = context.creator
-        if creator is None or not self.port.is_member(creator):
+        if self.port.is_gone(creator):
             _log.info("autograd context %d is released: the worker that made it is gone", context.id)
             self._release(context)
             return

@@ -24,8 +24,8 @@ class DistAutogradContext:
     `lock` guards everything that changes.
     """
 
-    def __init__(self, context_id: int, creator: int | None) -> None:
-        """`creator` is the incarnation of the worker that made it, None where that is no member."""
+    def __init__(self, context_id: int, creator: int) -> None:
+        """`creator` is the incarnation of the worker that made it."""
         self.id = context_id
         self.creator = creator
         self.lock = threading.Lock()

@@ -202,7 +202,7 @@ class Pass:
         if not self._roots:
             graph.arrive(ROOTS)
         for number, (_, send) in enumerate(sends, 1):
-            if not self._port.is_member(send.to):
+            if self._port.is_gone(send.to):
                 graph.arrive(number)  # its receiver is dead, and the program has come to terms with that
         self._receivers = [self._port.incarnation, *(send.to for _, send in sends)]
         reduced = ddp.parameters()

@@ -1,7 +1,8 @@
 """What an autograd message carries besides its tensors: a head of fixed size.
 
-    FORWARD_AUTOGRAD_REQ    context, message, kind of the request that it wraps; stands before that request's body
-    FORWARD_AUTOGRAD_RESP   context, message; stands before the answer's body
+    FORWARD_AUTOGRAD_REQ    context, message, kind of the request that it wraps, origin; stands before that
+                            request's body
+    FORWARD_AUTOGRAD_RESP   context, message, origin; stands before the answer's body
     BACKWARD_AUTOGRAD_REQ   context, message, pass, origin, weight, whether to retain the graph; stands before the
                             gradients
     BACKWARD_AUTOGRAD_RESP  context, pass; the first of its values: the weights or the error follow
@@ -36,7 +37,7 @@ class Head(NamedTuple):
     """The `MessageType` of the request that is wrapped."""
     pass_id: int = 0
     origin: int = 0
-    """Incarnation of the worker that called backward."""
+    """Incarnation of the worker that called backward; of a forwarded message, of the one that made the context."""
     weight: int = 0
     """See `rpcgroup.autograd.weight`."""
     retain_graph: bool = False

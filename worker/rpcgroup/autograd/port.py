@@ -48,13 +48,11 @@ class Port(Protocol):
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> None: ...
 
-    def is_member(self, incarnation: int) -> bool: ...
+    def is_gone(self, incarnation: int) -> bool:
+        """It has died or left. One of whom this worker has not heard yet is not gone."""
 
     def others(self) -> list[int]:
         """The incarnations of all other members."""
-
-    def incarnation_of(self, worker_id: int) -> int | None:
-        """Of the member that has this id now."""
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         """Block until it is set; false after `timeout` seconds."""
