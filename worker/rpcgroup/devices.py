@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from rpcgroup.cuda.runtime import current_runtime
 from rpcgroup.errors import DeviceMapError, DevicePlacementError
 from rpcgroup.membership.record import MemberRecord
 
@@ -80,7 +81,8 @@ def accelerator_type() -> str:
 
 def device_count() -> int:
     """Of this process's accelerator; 0 where there is none."""
-    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    runtime = current_runtime()
+    return runtime.device_count() if runtime is not None else 0
 
 
 # What a record says.

@@ -32,6 +32,7 @@ from rpcgroup.agent.recording import recordings
 from rpcgroup.agent.recording import uninstall as uninstall_recording
 from rpcgroup.agent.reference_port import ReferencePort
 from rpcgroup.agent.session import Session
+from rpcgroup.agent.transfers import Transfers
 from rpcgroup.autograd.container import Container, CurrentContext
 from rpcgroup.cuda.runtime import current_runtime
 from rpcgroup.errors import DrainedError, NotInitializedError, PeerUnreachableError, UnknownWorkerError
@@ -39,10 +40,11 @@ from rpcgroup.futures import Future
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.rref.context import RRefContext
 from rpcgroup.rref.rref import RRef
-from rpcgroup.transport.base import Transport
+from rpcgroup.transport.base import Stream, Transport
+from rpcgroup.transport.channel import Channel
 from rpcgroup.transport.memory_pool import ReceivePool
 from rpcgroup.wire.codec import Codec
-from rpcgroup.wire.frames import pack_frame
+from rpcgroup.wire.frames import FrameReader, pack_frame
 from rpcgroup.wire.functions import main_identity
 from rpcgroup.wire.handshake import Identity
 from rpcgroup.wire.messages import MessageType
@@ -381,6 +383,18 @@ class Agent:
             self.on_reachable(peer.name, peer.incarnation)
 
     # -- links and sessions -------------------------------------------------------------------------------
+
+    def new_transfers(self) -> Transfers | None:
+        """For one end of a channel; None in a process without devices."""
+        return Transfers(self, self.accelerator) if self.accelerator is not None else None
+
+    def new_channel(self, stream: Stream, transfers: Transfers | None) -> Channel:
+        allocate = self.receive_pool.allocate
+        if transfers is None:
+            return Channel(stream, FrameReader(allocate))
+        allocators = {int(MessageType.TENSOR_CHUNK): transfers.arrivals.allocate}
+        transfers.channel = Channel(stream, FrameReader(allocate, allocators=allocators))
+        return transfers.channel
 
     def links(self) -> tuple[Link, ...]:
         return self._links

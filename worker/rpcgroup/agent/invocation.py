@@ -21,6 +21,7 @@ from rpcgroup.agent.serving import run_served, servings
 from rpcgroup.agent.session import Function, Session
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.messages import head_of, read_head, unwrap
+from rpcgroup.cuda.events import Events
 from rpcgroup.errors import (
     CallTimeoutError,
     DrainedError,
@@ -34,6 +35,7 @@ from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.functions import load_function
 from rpcgroup.wire.messages import MessageType
+from rpcgroup.wire.payloads import ON_DEVICE
 from rpcgroup.wire.scripts import is_scripted
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ WRAPPED: Final = frozenset(
     )
 )
 """What a request within an autograd context can be."""
+
+WITH_TENSORS: Final = (*WRAPPED, MessageType.FORWARD_AUTOGRAD_REQ, MessageType.BACKWARD_AUTOGRAD_REQ)
+"""What can bring tensors for devices."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +96,12 @@ class Invocation:
             MessageType.CANCEL: self._cancel,
             MessageType.GOODBYE: self._goodbye,
         }
+        if agent.accelerator is not None:
+            handlers[MessageType.TENSOR_CHUNK] = self._tensor_chunk
+            handlers[MessageType.TENSOR_FAILED] = self._tensor_failed
         self.handlers: dict[int, Callable[[Session, Frame], None]] = {int(k): h for k, h in handlers.items()}
+        if agent.accelerator is not None:
+            self.handlers.update({kind | ON_DEVICE: self._hold for kind in WITH_TENSORS})
 
     # -- functions ----------------------------------------------------------------------------------------
 
@@ -101,7 +111,13 @@ class Invocation:
         function = session.functions.get(number)
         if function is not None and function.slow:
             self._run_later(session, frame, self._run)
-        elif function is not None and function.plain and not flags and not self._agent.refuses_calls:
+        elif (
+            function is not None
+            and function.plain
+            and not flags
+            and not self._agent.refuses_calls
+            and self._agent.on_devices is None
+        ):
             self._call(session, id, function, (), None)  # nothing to decode
         else:
             self._run(session, frame)
@@ -144,6 +160,14 @@ class Invocation:
 
     def _run(self, session: Session, frame: Frame) -> None:
         """Decode, wait for its references, call, answer."""
+        on_devices = self._agent.on_devices
+        if on_devices is None:
+            self._run_here(session, frame)
+        else:
+            with on_devices.streams(events_of(frame)):
+                self._run_here(session, frame)
+
+    def _run_here(self, session: Session, frame: Frame) -> None:
         _, flags, id, number, _, body = frame
         pending: list[Any] = []
         try:
@@ -153,7 +177,7 @@ class Invocation:
             return
         if pending:
             call = partial(self._call, session, id, function, args, kwargs)
-            self._when_confirmed(session, id, pending, call)
+            self._when_confirmed(session, id, pending, self._resumed(frame, call))
         else:
             self._call(session, id, function, args, kwargs)
 
@@ -219,6 +243,11 @@ class Invocation:
             return function, args, kwargs
         return function, values, None
 
+    def _resumed(self, frame: Frame, run: Callable[[], None]) -> Callable[[], None]:
+        """`run` for another thread, in the order of devices."""
+        on_devices = self._agent.on_devices
+        return run if on_devices is None else on_devices.resumed(events_of(frame), run)
+
     def _load(self, session: Session, number: int) -> Function:
         """The function of a definition; raises what loading it raises."""
         deadline = time.monotonic() + DEFINITION_SECONDS
@@ -259,6 +288,14 @@ class Invocation:
 
     def _run_remote(self, session: Session, frame: Frame) -> None:
         """Own what the function returns, under the id that the caller made up."""
+        on_devices = self._agent.on_devices
+        if on_devices is None:
+            self._run_remote_here(session, frame)
+        else:
+            with on_devices.streams(events_of(frame)):
+                self._run_remote_here(session, frame)
+
+    def _run_remote_here(self, session: Session, frame: Frame) -> None:
         _, flags, id, number, _, body = frame
         references = self._agent.references
         pending: list[Any] = []
@@ -309,10 +346,12 @@ class Invocation:
             except BaseException as exc:
                 fail(exc)
 
-        def confirmed(error: BaseException | None) -> None:
-            self._agent.pool.submit(run if error is None else partial(fail, error))
-
         if pending:
+            resumed = self._resumed(frame, run)
+
+            def confirmed(error: BaseException | None) -> None:
+                self._agent.pool.submit(resumed if error is None else partial(fail, error))
+
             references.when_confirmed(pending[0], confirmed)
         else:
             run()
@@ -350,6 +389,46 @@ class Invocation:
             self._fail(session, id, exc)
         else:
             session.answer_nothing(id)
+
+    # -- tensors for devices ------------------------------------------------------------------------------
+
+    def _hold(self, session: Session, frame: Frame) -> None:
+        """A request whose tensors are on their way."""
+        _, _, id, _, _, _ = frame
+        assert session.transfers is not None
+        if id:
+            session.begin(id)
+        try:
+            session.transfers.hold(frame, partial(self._release, session), partial(self._drop, session))
+        except RemoteProtocolError as exc:
+            self._disconnect(session, exc)
+
+    def _release(self, session: Session, frame: Frame) -> None:
+        self.handlers[frame[0]](session, frame)
+
+    def _drop(self, session: Session, frame: Frame, error: BaseException) -> None:
+        """Its tensors do not come."""
+        _, flags, id, _, _, body = frame
+        if not id:
+            _log.error("gradients from %s did not arrive: %s", session.peer.name, error)
+            return
+        self._decline(session, flags, body)
+        self._fail(session, id, error)
+
+    def _tensor_chunk(self, session: Session, frame: Frame) -> None:
+        assert session.transfers is not None
+        try:
+            session.transfers.on_chunk(frame)
+        except RemoteProtocolError as exc:
+            self._disconnect(session, exc)
+
+    def _tensor_failed(self, session: Session, frame: Frame) -> None:
+        assert session.transfers is not None
+        session.transfers.on_failed(frame)
+
+    def _disconnect(self, session: Session, error: RemoteProtocolError) -> None:
+        self._agent.reactor.unwatch(session)
+        session.broke(error)
 
     # -- distributed autograd -----------------------------------------------------------------------------
 
@@ -459,6 +538,12 @@ class Invocation:
     def _describe(self, exc: BaseException) -> bytes:
         self.on_failure(exc)
         return describe_exception(exc, self._agent.where)
+
+
+def events_of(frame: Frame) -> Events | None:
+    """Of the tensors that came with it."""
+    body = frame[5]
+    return body.events if body is not None else None
 
 
 def _as_future(result: Any, function: Any) -> torch.futures.Future[Any]:

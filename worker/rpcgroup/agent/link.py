@@ -30,11 +30,14 @@ from rpcgroup.wire.exceptions import rebuild_exception
 from rpcgroup.wire.frames import HEADER, Body, Frame, pack_frame
 from rpcgroup.wire.functions import FunctionNumbers, describe_function, require_callable
 from rpcgroup.wire.messages import MessageType
+from rpcgroup.wire.payloads import ON_DEVICE
+from rpcgroup.wire.tensors import OnDevice
 
 if TYPE_CHECKING:
     from rpcgroup.agent.agent import Agent
     from rpcgroup.agent.call_future import CallFuture
     from rpcgroup.agent.peer import Peer
+    from rpcgroup.agent.transfers import Outgoing, Transfers
 
 __all__ = ["KEYWORDS", "Link"]
 
@@ -53,6 +56,8 @@ _AUTOGRAD_RESPONSE: Final = int(MessageType.FORWARD_AUTOGRAD_RESP)
 _DEFINE: Final = int(MessageType.DEFINE_FUNCTION)
 _CANCEL: Final = int(MessageType.CANCEL)
 _GOODBYE: Final = int(MessageType.GOODBYE)
+_TENSOR_CHUNK: Final = int(MessageType.TENSOR_CHUNK)
+_TENSOR_FAILED: Final = int(MessageType.TENSOR_FAILED)
 C = TypeVar("C", bound=Call)
 _monotonic = time.monotonic
 _pack_header = HEADER.pack
@@ -62,12 +67,30 @@ _log = logging.getLogger(__name__)
 class Link:
     """Connected, broken (a repair holds the read lock), or failed for good (`failure` is set)."""
 
-    def __init__(self, agent: Agent, peer: Peer, channel_id: str, channel: Channel, by_value: bool) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        peer: Peer,
+        channel_id: str,
+        channel: Channel,
+        by_value: bool,
+        transfers: Transfers | None = None,
+    ) -> None:
+        """`transfers` is None in a process without devices."""
         self.agent = agent
         self.peer = peer
         self.channel_id = channel_id
         self.channel = channel
         self.by_value = by_value
+        self.transfers = transfers
+        self._transfer_handlers: dict[int, Callable[[Frame], None]] = {}
+        if transfers is not None:
+            self._transfer_handlers = {
+                _TENSOR_CHUNK: transfers.on_chunk,
+                _TENSOR_FAILED: transfers.on_failed,
+                _RESPONSE | ON_DEVICE: self._hold_answer,
+                _AUTOGRAD_RESPONSE | ON_DEVICE: self._hold_answer,
+            }
         self._codec = agent.codec
         self._monitor = agent.monitor
         self.pending: dict[int, Call] = {}
@@ -143,15 +166,18 @@ class Link:
         """
         if self.leaving:
             raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
-        body, buffers = b"", None
+        body, buffers, payloads, outgoing = b"", None, None, None
         if context is not None:
-            kind, (form, body, buffers, _), call.withdraw = encode_request(self, context, kind, values)
+            kind, encoded, call.withdraw = encode_request(self, context, kind, values)
+            form, body, buffers, payloads = encoded
             flags |= form
         elif values:
-            form, body, buffers, _ = self._codec.encode(
+            form, body, buffers, payloads = self._codec.encode(
                 values, self.peer.forks, self.by_value, None, self.peer.placement
             )
             flags |= form
+        if payloads:
+            kind, body, outgoing = self._with_payloads(kind, body, payloads)
         channel, pending = self.channel, self.pending
         call.link = self
         call.id = id = next(self._ids)
@@ -174,7 +200,10 @@ class Link:
         monitor = self._monitor
         if monitor.cold:
             monitor.wake()
-        if not call.is_future:
+        if outgoing is not None:
+            channel.flush()
+            outgoing.start(partial(self._fail_sent, call))
+        elif not call.is_future:
             channel.flush()
         else:
             if timeout and deadline < monitor.next_deadline:
@@ -187,7 +216,10 @@ class Link:
         """Send what nobody answers: that it does not arrive is told to the `listeners`."""
         if self.leaving:
             raise DrainedError(f"{self.peer.name} is leaving and was not called: try another worker")
-        form, body, buffers, _ = encoded
+        form, body, buffers, payloads = encoded
+        outgoing = None
+        if payloads:
+            kind, body, outgoing = self._with_payloads(kind, body, payloads)
         channel = self.channel
         channel.queue(pack_frame(kind, form, 0, 0, 0, channel.acknowledgement(), body, buffers))
         if self.failure is not None:
@@ -195,6 +227,19 @@ class Link:
         if self._monitor.cold:
             self._monitor.wake()
         channel.flush()
+        if outgoing is not None:
+            outgoing.start()
+
+    def _with_payloads(self, kind: int, body: bytes, payloads: list[OnDevice]) -> tuple[int, bytes, Outgoing]:
+        """The kind and the body of a request whose tensors follow it, and what sends them once it is queued."""
+        assert self.transfers is not None
+        outgoing = self.transfers.outgoing(payloads)
+        return kind | ON_DEVICE, outgoing.table + body, outgoing
+
+    def _fail_sent(self, call: Call, error: BaseException) -> None:
+        """A device could not give what the call sends."""
+        if self.pending.pop(call.id, None) is not None:
+            self._fail_call(call, error)
 
     def listen(self, listener: Callable[[BaseException], None]) -> None:
         """Tell it, once, when this link has failed; at once where it has already."""
@@ -260,10 +305,22 @@ class Link:
                 self.peer.forks.decline(self._codec.references_in(flags, body))
         elif kind == _GOODBYE:
             self.leaving = True
+        elif kind in self._transfer_handlers:
+            self._transfer_handlers[kind](frame)
         else:
             _log.warning("%s sent a message of kind %d where answers are expected", self.peer.name, kind)
         if self.leaving:
             self.channel.send_acknowledgement()  # no call of mine will carry it, and the leaver waits for it
+
+    def _hold_answer(self, frame: Frame) -> None:
+        """An answer with tensors for devices."""
+        assert self.transfers is not None
+        self.transfers.hold(frame, self.deliver, self._fail_held)
+
+    def _fail_held(self, frame: Frame, error: BaseException) -> None:
+        call = self.pending.pop(frame[2], None)
+        if call is not None:
+            self._fail_call(call, error)
 
     def expect_eager(self) -> None:
         """A pending call has got a callback: read its answer as soon as it is here."""
@@ -346,6 +403,8 @@ class Link:
                 self.failure = error
             self.reader.unwatch()
             self.channel.close()
+        if self.transfers is not None:
+            self.transfers.close()
         try:
             if first:
                 self.peer.lost(self)

@@ -14,8 +14,6 @@ from rpcgroup.devices import DevicePlacement
 from rpcgroup.errors import HandshakeError, PeerUnreachableError
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.transport.base import Stream
-from rpcgroup.transport.channel import Channel
-from rpcgroup.wire.frames import FrameReader
 from rpcgroup.wire.handshake import Identity, dial_handshake
 
 if TYPE_CHECKING:
@@ -94,9 +92,10 @@ class Peer:
             raise PeerUnreachableError(
                 f"{self.name} at {self.record.address} cannot be reached: {_reason(exc)}"
             ) from exc
-        channel = Channel(stream, FrameReader(agent.receive_pool.allocate))
+        transfers = agent.new_transfers()
+        channel = agent.new_channel(stream, transfers)
         make_link = agent.options.make_link or Link
-        link = make_link(agent, self, channel_id, channel, identity.main != agent.identity.main)
+        link = make_link(agent, self, channel_id, channel, identity.main != agent.identity.main, transfers)
         agent.link_made(self, link)
         return link
 

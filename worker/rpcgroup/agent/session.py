@@ -17,9 +17,10 @@ from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
 from rpcgroup.transport.channel import Channel
 from rpcgroup.wire.codec import Encoded
-from rpcgroup.wire.frames import HEADER, FrameReader, pack_frame
+from rpcgroup.wire.frames import HEADER, pack_frame
 from rpcgroup.wire.handshake import Identity
 from rpcgroup.wire.messages import MessageType
+from rpcgroup.wire.payloads import ON_DEVICE
 
 if TYPE_CHECKING:
     from rpcgroup.agent.agent import Agent
@@ -86,6 +87,8 @@ class Session:
         # held from `hold` to `attach` or `let_go`: one handshake at a time
         self._handshake = threading.Lock()
         self._placement: DevicePlacement | None = None
+        self.transfers = agent.new_transfers()
+        """None in a process without devices."""
         self._unanswered: dict[int, None] = {}
         """Ids of the requests that wait or run. A dict, because counters lose updates between threads."""
         self._paused = False
@@ -105,7 +108,14 @@ class Session:
 
     def answer(self, id: int, encoded: Encoded, kind: int = _RESPONSE) -> None:
         """The same, of a value that is encoded already."""
-        self._queue(kind, encoded.flags, id, encoded.body, encoded.buffers)
+        flags, body, buffers, payloads = encoded
+        if not payloads:
+            self._queue(kind, flags, id, body, buffers)
+            return
+        assert self.transfers is not None
+        outgoing = self.transfers.outgoing(payloads)
+        self._queue(kind | ON_DEVICE, flags, id, outgoing.table + body, buffers)
+        outgoing.start()
 
     @property
     def placement(self) -> DevicePlacement | None:
@@ -213,7 +223,7 @@ class Session:
 
     def _resume(self, stream: Stream, received_by_peer: int) -> None:
         if self.channel is None:
-            self.channel = Channel(stream, FrameReader(self.agent.receive_pool.allocate))
+            self.channel = self.agent.new_channel(stream, self.transfers)
         else:
             try:
                 self.channel.resume(stream, received_by_peer)
@@ -263,6 +273,8 @@ class Session:
             self.closed = True
         self.waiting.clear()
         self.agent.forget_session(self)
+        if self.transfers is not None:
+            self.transfers.close()
         if self.channel is not None:
             self.agent.reactor.unwatch(self)
             self.channel.close()

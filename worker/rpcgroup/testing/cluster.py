@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.contract import DEFAULT_ROLE
+from rpcgroup.devices import device_count
 from rpcgroup.group import Group
 from rpcgroup.membership.memory import MemoryGroup, MemoryRendezvous
 from rpcgroup.membership.record import MemberRecord, MemberState
@@ -37,11 +38,14 @@ class LocalCluster:
         transport: str | Transport = "memory",
         options: AgentOptions | None = None,
         group: str = "cluster",
+        device_maps: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
     ) -> None:
+        """`device_maps` is worker -> peer -> device of the worker -> device of the peer."""
         self.transport = TRANSPORTS[transport]() if isinstance(transport, str) else transport
         self.rendezvous = MemoryGroup()
         self._options = options
         self._group = group
+        self._device_maps = device_maps or {}
         self._groups: dict[str, Group] = {}
         self._seats: dict[str, MemoryRendezvous] = {}
         try:
@@ -64,9 +68,16 @@ class LocalCluster:
         )
         seat = MemoryRendezvous(self.rendezvous)
         group = Group(agent, seat, STATS_SECONDS)
-        group.join(
-            MemberRecord(name=name, role=role, id=rank, address=agent.address, state=MemberState.READY)
+        record = MemberRecord(
+            name=name,
+            role=role,
+            id=rank,
+            address=agent.address,
+            state=MemberState.READY,
+            device_count=device_count(),
+            device_maps=self._device_maps.get(name, {}),
         )
+        group.join(record)
         group.serve()
         self._groups[name], self._seats[name] = group, seat
         for other in list(self._groups.values()):  # others may join meanwhile

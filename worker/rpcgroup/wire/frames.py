@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from rpcgroup.errors import RemoteProtocolError
@@ -107,6 +107,7 @@ class FrameReader:
 
     __slots__ = (
         "_allocate",
+        "_allocators",
         "_buffer",
         "_end",
         "_header",
@@ -126,8 +127,11 @@ class FrameReader:
         allocate: Callable[[int], Any] = bytearray,
         max_body: int = MAX_BODY,
         max_message: int = MAX_MESSAGE,
+        allocators: Mapping[int, Callable[[int], Any]] | None = None,
     ) -> None:
+        """`allocate(size)` gives the memory of a buffer, `allocators` that of buffers of certain kinds of frames."""
         self._allocate = allocate
+        self._allocators = allocators or {}
         self._max_body = max_body
         self._max_message = max_message
         self._buffer = bytearray(BUFFER_SIZE)
@@ -231,7 +235,8 @@ class FrameReader:
                 f"buffers of {sum(sizes)} bytes are over the cap of {self._max_message}"
             )
         try:
-            buffers = [self._allocate(size) for size in sizes]
+            allocate = self._allocators.get(header[1], self._allocate)
+            buffers = [allocate(size) for size in sizes]
         except (MemoryError, OSError) as exc:  # not the connection's fault: again would fail again
             raise RemoteProtocolError(f"no memory for buffers of {sum(sizes)} bytes: {exc}") from exc
         sinks = []

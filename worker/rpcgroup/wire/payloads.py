@@ -1,4 +1,4 @@
-"""The table of a message's tensors on devices, at the beginning of the body of a frame with the flag `ON_DEVICE`.
+"""The table of a message's tensors on devices, at the beginning of the body of a frame whose kind has `ON_DEVICE`.
 
     head        u64 transfer    u32 number of payloads      u32 0
     per payload u64 bytes       u16 device   u8 path   u8 0 u32 bytes of the blob, then the blob
@@ -29,8 +29,8 @@ __all__ = [
     "read_payloads",
 ]
 
-ON_DEVICE: Final = 8
-"""Flag of a frame: its body begins with this table."""
+ON_DEVICE: Final = 0x80
+"""Bit of a frame's kind: its body begins with this table. So such a frame has a handler of its own."""
 CHUNK: Final = 4 << 20
 """Bytes. Part of the protocol: a chunk says its number, and not where it begins."""
 

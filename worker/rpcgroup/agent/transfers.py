@@ -1,0 +1,128 @@
+"""The tensors on devices of the messages of one channel: sent behind their messages, and gathered before them.
+
+A message with payloads is a frame of its kind with the bit `ON_DEVICE`. It is held back here until its tensors are
+there; then it goes on as the frame that it would be without them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rpcgroup.cuda.events import Events
+from rpcgroup.cuda.inbound import Arrivals
+from rpcgroup.cuda.outbound import Departure
+from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
+from rpcgroup.wire.frames import Body, Frame, pack_frame
+from rpcgroup.wire.messages import MessageType
+from rpcgroup.wire.payloads import ON_DEVICE, Payload, pack_payloads, read_payloads
+from rpcgroup.wire.tensors import OnDevice
+
+if TYPE_CHECKING:
+    from rpcgroup.agent.accelerator import Accelerator
+    from rpcgroup.agent.agent import Agent
+    from rpcgroup.transport.channel import Channel
+
+__all__ = ["Outgoing", "Transfers"]
+
+Failed = Callable[[BaseException], None]
+
+
+class Outgoing:
+    """The payloads of one message that is about to be queued; `start` once it is."""
+
+    __slots__ = ("_failed", "_transfers", "departure", "table")
+
+    def __init__(self, transfers: Transfers, departure: Departure, table: bytes) -> None:
+        self.departure = departure
+        self.table = table
+        self._transfers = transfers
+        self._failed: Failed = _nobody
+
+    def start(self, failed: Failed | None = None) -> None:
+        """Send what the devices have, in a thread that may block. `failed` is told, once, where they cannot."""
+        self._failed = failed or _nobody
+        self._transfers.agent.chores.submit(self._run)
+
+    def _run(self) -> None:
+        self.departure.run(self._transfers.put_chunk, self._fail)
+
+    def _fail(self, transfer_id: int, exc: Exception) -> None:
+        self._transfers.put_failure(transfer_id, exc)
+        self._failed(exc)
+
+
+class Transfers:
+    """One end of one channel. `channel` is set before the first message."""
+
+    def __init__(self, agent: Agent, accelerator: Accelerator) -> None:
+        self.agent = agent
+        self._accelerator = accelerator
+        self._ids = itertools.count(1)
+        self.channel: Channel = None  # type: ignore[assignment]  # set by who connects
+        self.arrivals = Arrivals(
+            accelerator.runtime, accelerator.pool, accelerator.completions, agent.receive_pool.allocate
+        )
+
+    # -- out ----------------------------------------------------------------------------------------------
+
+    def outgoing(self, payloads: Sequence[OnDevice]) -> Outgoing:
+        """In the thread whose current streams have written them."""
+        accelerator = self._accelerator
+        transfer_id = next(self._ids)
+        tensors = {place: data for place, (data, _) in enumerate(payloads)}
+        table = pack_payloads(transfer_id, [Payload(data.nbytes, target) for data, target in payloads])
+        return Outgoing(self, Departure(accelerator.runtime, accelerator.pool, transfer_id, tensors), table)
+
+    def put_chunk(self, transfer_id: int, index: int, place: int, data: memoryview) -> None:
+        channel, kind = self.channel, MessageType.TENSOR_CHUNK
+        channel.queue(pack_frame(kind, 0, transfer_id, index, place, channel.acknowledgement(), b"", [data]))
+        channel.flush()
+
+    def put_failure(self, transfer_id: int, exc: Exception) -> None:
+        channel, described = self.channel, describe_exception(exc, self.agent.where)
+        ack = channel.acknowledgement()
+        channel.queue(pack_frame(MessageType.TENSOR_FAILED, 0, transfer_id, 0, 0, ack, described))
+        channel.flush()
+
+    # -- in -----------------------------------------------------------------------------------------------
+
+    def hold(
+        self, frame: Frame, deliver: Callable[[Frame], None], failed: Callable[[Frame, BaseException], None]
+    ) -> None:
+        """One of the two is called once, here or with a later frame: with what the frame is without its payloads.
+
+        Raises `RemoteProtocolError`.
+        """
+        kind, flags, id, number, timeout_ms, body = frame
+        assert body is not None
+        transfer_id, payloads, start = read_payloads(body.data, body.start)
+        rest = (kind & ~ON_DEVICE, flags, id, number, timeout_ms)
+
+        def ready(events: Events) -> None:
+            deliver((*rest, Body(body.data, start, body.buffers, events)))
+
+        def lost(exc: BaseException) -> None:
+            failed((*rest, Body(body.data, start, body.buffers)), exc)
+
+        self.arrivals.expect(transfer_id, payloads, ready, lost)
+
+    def on_chunk(self, frame: Frame) -> None:
+        """TENSOR_CHUNK. Raises `RemoteProtocolError`."""
+        _, _, transfer_id, index, place, body = frame
+        for data in (body.buffers or ()) if body is not None else ():
+            self.arrivals.on_chunk(transfer_id, index, place, data)
+
+    def on_failed(self, frame: Frame) -> None:
+        """TENSOR_FAILED."""
+        _, _, transfer_id, _, _, body = frame
+        exc = rebuild_exception(body.data if body is not None else b"")
+        self.arrivals.on_failed(transfer_id, exc if isinstance(exc, Exception) else RuntimeError(str(exc)))
+
+    def close(self) -> None:
+        self.arrivals.close()
+
+
+def _nobody(exc: BaseException) -> None:
+    """The other side is told, and nobody waits here."""
