@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -461,7 +461,7 @@ MISSING: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "wait": lambda patch: patch.setattr(Events, "wait", lambda self: None),
     "retain": lambda patch: patch.setattr(RecordingDevice, "retain", lambda *_: None),
     "record": lambda patch: patch.setattr(Events, "record", lambda runtime, tensors: Events(runtime, {}, ())),
-    "streams": lambda patch: patch.setattr(Future, "_on_streams", lambda self, callback: callback),
+    "streams": lambda patch: patch.setattr(Future, "_streams", nullcontext),
     "tensors": lambda patch: patch.setattr(futures, "device_tensors", lambda *_: []),
 }
 

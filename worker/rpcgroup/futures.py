@@ -10,7 +10,8 @@ from __future__ import annotations
 import _thread
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -61,9 +62,12 @@ class Future(torch.futures.Future[T]):
         `priority` is that of the streams its callbacks run on: negative is high. Raises `ValueError` where `devices`
         are no devices of one kind, with indices.
         """
-        if devices:
+        # Past torch's Python __init__, which only converts a list of devices.
+        if not devices:
+            super(torch.futures.Future, self).__init__([])
+        else:
             self._devices, self._priority = _expected(devices), priority
-        self._make_torch_part(self._devices)
+            self._make_torch_part()
         self._unclaimed = _thread.allocate_lock()
 
     # -- waiting ------------------------------------------------------------------------------------------
@@ -142,16 +146,15 @@ class Future(torch.futures.Future[T]):
         if not callable(callback):
             raise TypeError(f"then(): incompatible function arguments. It takes a callable, got {callback!r}")
         devices, priority = self._placement()
-        result: Future[S] = Future(devices=devices, priority=priority)
-
-        def settle(done: Future[T]) -> None:
-            result.set_result(callback(done))
-
-        in_order = self._on_streams(settle) if devices else settle
+        result: Future[S] = Future(devices=devices, priority=priority) if devices else Future()
 
         def run(done: Future[T]) -> None:
             try:
-                in_order(done)
+                if devices:
+                    with done._streams():
+                        result.set_result(callback(done))
+                else:
+                    result.set_result(callback(done))
             except BaseException as exc:
                 result.set_exception(_and_runtime_error(exc))
 
@@ -160,24 +163,26 @@ class Future(torch.futures.Future[T]):
 
     def add_done_callback(self, callback: Callable[[Future[T]], None]) -> None:
         """As `then`, without a result; what it raises is logged."""
-        devices, _ = self._placement()
-        self._when_settled(self._on_streams(callback) if devices else callback)
-
-    def _on_streams(self, callback: Callable[[Future[T]], None]) -> Callable[[Future[T]], None]:
-        devices, priority = self._placement()
+        if not self._placement()[0]:
+            self._when_settled(callback)
+            return
 
         def run(done: Future[T]) -> None:
-            runtime = current_runtime()
-            events = done._events
-            if events is None:  # nothing to wait for: it failed, or holds nothing of a device
-                if runtime is None:
-                    callback(done)
-                    return
-                events = Events.record(runtime, ())
-            with events.callback(devices, priority):
+            with done._streams():
                 callback(done)
 
-        return run
+        self._when_settled(run)
+
+    @contextmanager
+    def _streams(self) -> Iterator[None]:
+        """Of a callback of this future, which is done."""
+        runtime = current_runtime()
+        if runtime is None:
+            yield
+            return
+        events = self._events if self._events is not None else Events.record(runtime, ())
+        with events.callback(*self._placement()):
+            yield
 
     def _placement(self) -> tuple[tuple[torch.device, ...], int]:
         """The devices of its callbacks, and the priority of their streams."""
@@ -278,11 +283,12 @@ class Future(torch.futures.Future[T]):
             )
         return Events.record(runtime, tensors)
 
-    def _make_torch_part(self, devices: Sequence[torch.device]) -> None:
-        # Past torch's Python __init__, which only converts a list of devices. A recording runtime's are not torch's.
+    def _make_torch_part(self) -> None:
+        devices, _ = self._placement()
         runtime = current_runtime() if devices else None
-        known = runtime is not None and runtime.tensor_type is torch.Tensor
-        super(torch.futures.Future, self).__init__(list(devices) if known else [])
+        if runtime is None or runtime.tensor_type is not torch.Tensor:
+            devices = ()  # a recording runtime's are not known to torch's C++
+        super(torch.futures.Future, self).__init__(list(devices))
 
     def _mirror_error(self, error: BaseException) -> None:
         torch_error = error if isinstance(error, Exception) else RuntimeError(repr(error))

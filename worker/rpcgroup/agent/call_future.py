@@ -45,13 +45,23 @@ class CallFuture(Future[T], Call):
         future: CallFuture[Any] = cls.__new__(cls)
         future._settled = future.answered = False
         if _collect_all is None:
-            future._make_torch_part(())
+            super(torch.futures.Future, future).__init__([])
             future._has_torch_part = True
         return future
 
     def wait(self, non_blocking: bool = False) -> T:
         if not self._settled:
-            self._take_answer()
+            link = self.link
+            link.activity = -self.id
+            if not self.answered:
+                self._await_answer()
+            if link.unsettled.pop(self.id, None) is not None:
+                self._decode()
+                if self._callbacks:
+                    # This thread wants the value and must not run others' callbacks.
+                    link.agent.pool.submit(self._run_callbacks)
+            elif not self._settled:
+                self._block()
         if self._error is not None:
             self._retrieved = True
             raise self._error
@@ -61,23 +71,9 @@ class CallFuture(Future[T], Call):
         return value
 
     def value(self) -> T:
-        if not self._settled and self.answered:
-            self._take_answer()
+        if self.answered and not self._settled:
+            self._block()  # until it is decoded, which this thread does where nobody else has begun to
         return super().value()
-
-    def _take_answer(self) -> None:
-        """Settle it in this thread, once it is answered, or wait for the one that does."""
-        link = self.link
-        link.activity = -self.id
-        if not self.answered:
-            self._await_answer()
-        if link.unsettled.pop(self.id, None) is not None:
-            self._decode()
-            if self._callbacks:
-                # This thread wants the value and must not run others' callbacks.
-                link.agent.pool.submit(self._run_callbacks)
-        elif not self._settled:
-            self._block()
 
     def done(self) -> bool:
         return self._settled or self.answered
@@ -121,7 +117,7 @@ class CallFuture(Future[T], Call):
         with _torch_part_lock:
             if self._has_torch_part:
                 return
-            self._make_torch_part(self._placement()[0])
+            self._make_torch_part()
             self._has_torch_part = True
         # From here on whoever settles it fills torch's part in; if that has been done, it is done here.
         if self._settled:
