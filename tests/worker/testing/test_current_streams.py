@@ -182,9 +182,11 @@ def test_a_pass_that_fails_leaves_the_threads_streams_as_they_were(device: Recor
     with pytest.raises(ValueError, match="no gradient"):
         result.backward(device.tensor([1.0]))
     assert device.current_stream(ZERO) is here
-    (leaf * 2).backward()
-    assert leaf.grad is not None
-    assert leaf.grad.tolist() == [2.0]
+    (grad,) = torch.autograd.grad(
+        forward_aside(device, leaf, device.new_stream(ZERO)), leaf, device.tensor([1.0])
+    )
+    grad + 1
+    assert device.current_stream(ZERO) is here
     device.check()
 
 
@@ -222,5 +224,86 @@ def test_hooks_run_on_the_streams_of_their_node(device: RecordingDevice) -> None
         result = middle * 2
     device.wait(device.current_stream(ZERO), device.record(side))
     result.backward(device.tensor([1.0]))
+    assert seen == [side]
+    device.check()
+
+
+def test_a_node_that_calls_the_engine_at_once(device: RecordingDevice) -> None:
+    inside = device.tensor([1.0]).requires_grad_()
+    prepared = forward_aside(device, inside, device.new_stream(ZERO))
+
+    class Within(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor + 1
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+            (grad,) = torch.autograd.grad(prepared, inside, grads[0])
+            return grad.clone()
+
+    leaf = device.tensor([1.0]).requires_grad_()
+    side = device.new_stream(ZERO)
+    order(device, leaf, side)
+    with device.use([side]):
+        result = Within.apply(leaf)
+    last = device.new_stream(ZERO)
+    device.wait(last, device.record(side))
+    device.retain(result, last)
+    with device.use([last]):
+        result = result * 2
+    here = device.current_stream(ZERO)
+    device.wait(here, device.record(last))
+    result.backward(device.tensor([1.0]))
+    assert leaf.grad is not None
+    assert torch.allclose(device.to_host(leaf.grad), 4 * torch.tensor([2.0]).exp())
+    device.check()
+
+
+def test_a_custom_function_is_marked_before_others_use_its_result(device: RecordingDevice) -> None:
+    leaf = device.tensor([1.0]).requires_grad_()
+    side = device.new_stream(ZERO)
+    order(device, leaf, side)
+    with device.use([side]):
+        result = Double.apply(leaf)
+    here = device.current_stream(ZERO)
+    device.wait(here, device.record(side))
+    device.retain(result, here)
+    (result * 3).backward(device.tensor([1.0]))
+    assert Double.ran_on == [side]
+    device.check()
+
+
+@pytest.mark.parametrize("root", [Double.apply, lambda t: t * 2], ids=["custom", "torch's"])
+def test_an_engine_that_is_called_with_edges(device: RecordingDevice, root: Any) -> None:
+    leaf = device.tensor([1.0]).requires_grad_()
+    side = device.new_stream(ZERO)
+    order(device, leaf, side)
+    seen = []
+    with device.use([side]):
+        result = root(leaf)
+    result.register_hook(lambda grad: seen.append(device.current_stream(ZERO)))
+    edge = torch.autograd.graph.GradientEdge(result.grad_fn, result.output_nr)
+    here = device.current_stream(ZERO)
+    device.wait(here, device.record(side))
+    (grad,) = torch.autograd.Variable._execution_engine.run_backward(
+        (edge,), (device.tensor([1.0]),), False, False, (leaf,), allow_unreachable=True, accumulate_grad=False
+    )
+    assert seen == [side]
+    assert grad.tolist() == [2.0]
+    device.check()
+
+
+def test_an_op_in_place_is_a_node_of_its_own_stream(device: RecordingDevice) -> None:
+    leaf = device.tensor([1.0]).requires_grad_()
+    middle = leaf * 2
+    side = device.new_stream(ZERO)
+    order(device, middle, side)
+    seen = []
+    with device.use([side]):
+        middle.mul_(2)
+    middle.register_hook(lambda grad: seen.append(device.current_stream(ZERO)))
+    device.wait(device.current_stream(ZERO), device.record(side))
+    middle.backward(device.tensor([1.0]))
     assert seen == [side]
     device.check()

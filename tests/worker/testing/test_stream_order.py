@@ -95,6 +95,15 @@ def test_two_reads_need_no_order() -> None:
     assert program.violations == []
 
 
+def test_a_read_stands_for_the_reads_before_it_and_for_no_write() -> None:
+    program = Program()
+    c = Lane("c")
+    program.after(program.b, program.a)
+    program.read(program.b)
+    program.read(c)
+    assert program.violations == ["m: the read by a read on c is not behind the write by a write on a"]
+
+
 def test_bytes_that_do_not_meet_need_no_order() -> None:
     program = Program()
     program.after(program.b, program.a)

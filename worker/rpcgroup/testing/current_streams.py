@@ -89,6 +89,7 @@ class CurrentStreams(Generic[S]):
 
     def mark(self, node: Any, streams: Mapping[torch.device, S]) -> None:
         """The node and those it leads to were made with these as the current ones, where that is not known yet."""
+        self._follow_engine()
         unmarked = [node]
         while unmarked:
             node = unmarked.pop()
@@ -113,22 +114,23 @@ class CurrentStreams(Generic[S]):
         if number == -1:
             return None
         if not passes or passes[-1].number != number:
-            callers = self._callers()
-            started = _Pass(number, callers, callers, callers, {s: self._record(s) for s in callers.values()})
+            started = self._start(number)
             passes.append(started)
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self._finish(started))
         pass_ = passes[-1]
         self._enter_node(pass_)
         return pass_
 
-    def _callers(self) -> Mapping[torch.device, S]:
-        """The current streams of whoever has called the engine: it can have been a node."""
-        if not self._local.passes:
-            return self._local.streams
-        outer: _Pass[S] = self._local.passes[-1]
-        for device in outer.streams:
-            self._enter(outer, device)
-        return outer.streams
+    def _start(self, number: int) -> _Pass[S]:
+        callers, behind = self._local.streams, {}
+        if (
+            self._local.passes
+        ):  # a node has called the engine: what the node is behind is before all of this pass
+            outer: _Pass[S] = self._local.passes[-1]
+            callers, behind = outer.streams, dict(outer.behind)
+            outer.entered.update(s for d, s in callers.items() if s is outer.engines[d])
+        behind.update((stream, self._record(stream)) for stream in callers.values())
+        return _Pass(number, callers, callers, callers, behind)
 
     def _is_among(self, number: int) -> bool:
         return any(pass_.number == number for pass_ in self._local.passes)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Block", "DeviceTensor", "span_of"]
 
 _COPY = torch.ops.aten.copy_.default
+_GRAD_FN = torch.Tensor.grad_fn.__get__  # type: ignore[attr-defined]
 _INDEXING = ("index", "index_put", "index_put_")
 """They take their indices from the host, too."""
 
@@ -130,7 +131,7 @@ class DeviceTensor(torch.Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func.__name__ == "__get__":
+            if func.__name__ == "__get__" and func != _GRAD_FN:
                 return func(*args)
             _mark_nodes(args)
             place = kwargs.pop("device", None)

@@ -148,8 +148,9 @@ class StreamOrder:
             known = earlier.known_to(clock)
             if not known and (earlier.writes or access.writes) and earlier.span.meets(access.span):
                 self._report(f"{memory.name}: the {access} is not behind the {earlier}")
-            replaced = access.writes or (earlier.lane is access.lane and not earlier.writes)
-            if not (known and replaced and access.span.covers(earlier.span)):
+            # What is behind this access is then behind the earlier one; a read stands for no write before it.
+            replaced = known and (access.writes or not earlier.writes) and access.span.covers(earlier.span)
+            if not replaced:
                 kept.append(earlier)
         memory.accesses = [*kept, access]
 
