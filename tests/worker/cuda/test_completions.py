@@ -21,7 +21,7 @@ def test_an_action_is_done_behind_all_of_its_events_and_once() -> None:
     completions = Completions(device, timers)
     first, second = device.new_stream(DEVICE), device.new_stream(DEVICE)
     holds = device.hold(first), device.hold(second)
-    completions.after((device.record(first), device.record(second)), lambda: done.append("done"))
+    completions.behind((first, second), lambda: done.append("done"))
     for hold in holds:
         timers.fire()
         assert not done
@@ -35,8 +35,8 @@ def test_what_is_done_does_not_wait_for_what_is_not() -> None:
     completions = Completions(device, timers)
     held, free = device.new_stream(DEVICE), device.new_stream(DEVICE)
     hold = device.hold(held)
-    completions.after((device.record(held),), lambda: done.append("held"))
-    completions.after((device.record(free),), lambda: done.append("free"))
+    completions.behind((held,), lambda: done.append("held"))
+    completions.behind((free,), lambda: done.append("free"))
     assert completions.poll() and done == ["free"] and completions.waiting == 1
     hold.release()
     assert completions.poll() and done == ["free", "held"]
@@ -85,9 +85,7 @@ def test_a_device_that_has_failed_is_waited_for_no_more() -> None:
             raise RuntimeError("CUDA error: unspecified launch failure")
 
     device, timers, done = Failed(), Timers(), list[str]()
-    Completions(device, timers).after(
-        (device.record(device.new_stream(DEVICE)),), lambda: done.append("done")
-    )
+    Completions(device, timers).behind((device.new_stream(DEVICE),), lambda: done.append("done"))
     timers.fire()
     assert done == ["done"]
 

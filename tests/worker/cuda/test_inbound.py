@@ -16,7 +16,8 @@ from rpcgroup.cuda.inbound import EARLY_LIMIT
 from rpcgroup.cuda.staging import staging_of
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.testing.recording_device import RecordingDevice, recording_device
-from rpcgroup.wire.payloads import HOST, Payload
+from rpcgroup.testing.recording_ipc import RecordingIpc
+from rpcgroup.wire.payloads import HOST, IPC, Payload
 from tests.worker.cuda.wires import CHUNK, Wire, arrived, payloads_for, random_bytes
 
 SECONDS = 20.0
@@ -216,8 +217,10 @@ def test_of_transfers_that_nobody_expects_not_much_is_kept(device: RecordingDevi
 def test_a_chunk_that_is_missing_nowhere_is_refused(
     device: RecordingDevice, index: int, place: int, size: int
 ) -> None:
-    wire = Wire(device)
-    wire.expect(1, [Payload(CHUNK + 10, 0), Payload(0, 0), Payload(10, 0, 1, b"ipc")])
+    ipc = RecordingIpc(device)
+    wire = Wire(device, ipc=ipc)
+    shared = ipc.export(random_bytes(device, 10))
+    wire.expect(1, [Payload(CHUNK + 10, 0), Payload(0, 0), Payload(10, 0, IPC, shared.blob)])
     with pytest.raises(RemoteProtocolError, match=f"chunk {place} of payload {index}"):
         wire.arrivals.on_chunk(1, index, place, bytearray(size))
 
@@ -233,6 +236,11 @@ def test_a_chunk_that_comes_again_is_refused(device: RecordingDevice) -> None:
 def test_a_device_that_is_not_here_is_refused(device: RecordingDevice) -> None:
     with pytest.raises(RemoteProtocolError, match="cuda:2, and 2 devices are here"):
         Wire(device).expect(1, [Payload(1, 0), Payload(1, 2)])
+
+
+def test_shared_memory_is_refused_where_it_has_not_been_agreed_on(device: RecordingDevice) -> None:
+    with pytest.raises(RemoteProtocolError, match="not been agreed on"):
+        Wire(device).expect(1, [Payload(1, 0, IPC, b"blob")])
 
 
 def test_a_transfer_is_announced_once(device: RecordingDevice) -> None:

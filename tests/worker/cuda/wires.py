@@ -13,6 +13,7 @@ from rpcgroup.cuda.inbound import Arrivals
 from rpcgroup.cuda.outbound import Departure
 from rpcgroup.cuda.staging import PinnedPool
 from rpcgroup.testing.recording_device import RecordingDevice
+from rpcgroup.testing.recording_ipc import RecordingIpc
 from rpcgroup.wire.payloads import Payload
 
 CHUNK = 256 << 10
@@ -34,13 +35,22 @@ class Timers(list[tuple[float, Callable[[], None]]]):
 class Wire:
     """Both ends of a channel and what is on its way: chunks, and failures that the sender has told of."""
 
-    def __init__(self, device: RecordingDevice, blocks: int = 8, receiver_blocks: int = 4) -> None:
+    def __init__(
+        self,
+        device: RecordingDevice,
+        blocks: int = 8,
+        receiver_blocks: int = 4,
+        ipc: RecordingIpc | None = None,
+    ) -> None:
         self.device = device
         self.timers = Timers()
         self.completions = Completions(device, self.timers)
         self.pool = PinnedPool(device, blocks * CHUNK, CHUNK)
         self.receiver_pool = PinnedPool(device, receiver_blocks * CHUNK, CHUNK)
-        self.arrivals = Arrivals(device, self.receiver_pool, self.completions)
+        self.released: list[int] = []
+        self.arrivals = Arrivals(
+            device, self.receiver_pool, self.completions, bytearray, ipc, self.released.append
+        )
         self.under_way: deque[tuple[int, int, int, memoryview]] = deque()
         self.failed: dict[int, Exception] = {}
         self.ready: dict[int, Events] = {}

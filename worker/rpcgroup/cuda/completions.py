@@ -23,7 +23,7 @@ LONGEST_POLL: Final = 0.05
 class Completions:
     """Thread-safe without a lock: each entry is taken out by one thread, which puts it back or carries it out.
 
-    `later(seconds, job)` has a job done by a thread that must not be blocked.
+    `later(seconds, job)` has a job done then, by a thread that may block for a moment: an action can free memory.
     """
 
     def __init__(self, runtime: Runtime, later: Callable[[float, Callable[[], None]], None]) -> None:
@@ -37,30 +37,30 @@ class Completions:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def after(self, events: Sequence[Event], action: Callable[[], None]) -> None:
-        """Have `action` done when the devices have come to all of the events, or have failed before."""
-        self._waiting.append((events, action))
-        self._schedule()
+    def behind(self, streams: Sequence[Stream], action: Callable[[], None]) -> None:
+        """Have `action` done once all is done that is enqueued on the streams by now, or the device has failed.
 
-    def keep(self, thing: object, stream: Stream) -> None:
-        """Refer to `thing` until all that is enqueued on the stream by now is done.
-
-        Raises what the event cannot be recorded for; the work may go on all the same, so it is tried again.
+        Raises what an event cannot be recorded for; the work may go on all the same, so that is tried again.
         """
         try:
-            self._keep(thing, stream)
+            self._record(streams, action)
         except Exception:
-            self._later(LONGEST_POLL, partial(self._keep_if_alive, thing, stream))
+            self._later(LONGEST_POLL, partial(self._record_or_act, streams, action))
             raise
 
-    def _keep(self, thing: object, stream: Stream) -> None:
-        self.after((self._runtime.record(stream),), lambda kept=thing: None)  # type: ignore[misc]
+    def keep(self, thing: object, stream: Stream) -> None:
+        """Refer to `thing` until then."""
+        self.behind((stream,), lambda kept=thing: None)  # type: ignore[misc]
 
-    def _keep_if_alive(self, thing: object, stream: Stream) -> None:
+    def _record(self, streams: Sequence[Stream], action: Callable[[], None]) -> None:
+        self._waiting.append(([self._runtime.record(stream) for stream in streams], action))
+        self._schedule()
+
+    def _record_or_act(self, streams: Sequence[Stream], action: Callable[[], None]) -> None:
         try:
-            self._keep(thing, stream)
+            self._record(streams, action)
         except Exception:
-            pass  # the device has failed, and does no more
+            action()  # the device has failed, and does no more
 
     def poll(self) -> bool:
         """Look now; whether there was anything to do."""

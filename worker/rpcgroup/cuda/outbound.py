@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import torch
 
+from rpcgroup.cuda.ipc import Exports
 from rpcgroup.cuda.runtime import Event, Runtime, Stream
-from rpcgroup.cuda.staging import PinnedPool, Staging
-from rpcgroup.wire.payloads import chunk_size, count_chunks
+from rpcgroup.cuda.staging import SMALL, TRANSFER_PRIORITY, PinnedPool, Staging
+from rpcgroup.wire.payloads import IPC, Payload, chunk_size, count_chunks
 
-__all__ = ["SMALL", "STAGING_TIMEOUT", "Departure", "Failed", "PutChunk"]
+__all__ = ["STAGING_TIMEOUT", "Departure", "Failed", "PutChunk", "prepare"]
 
 STAGING_TIMEOUT: Final = 60.0
 """Seconds. Longer than a broken connection keeps what it has not delivered, which is then given back."""
-SMALL: Final = 64 << 10
-"""Bytes up to which one more copy on the host costs less than a block that is in use until the acknowledgement."""
 ALIGNMENT: Final = 64
 """Bytes, of what shares a block."""
 
@@ -70,6 +69,29 @@ def pack_blocks(sizes: Iterable[tuple[int, int]], chunk: int) -> Iterator[list[P
         yield block
 
 
+def prepare(
+    runtime: Runtime,
+    pool: PinnedPool,
+    transfer_id: int,
+    tensors: Sequence[tuple[torch.Tensor, int]],
+    exports: Exports | None = None,
+) -> tuple[list[Payload], Departure]:
+    """The table for flat tensors of uint8, each for the receiver's device of that index, and what has to depart.
+
+    In the thread whose current streams have written them. `exports` is for a receiver that may share memory.
+    """
+    payloads = []
+    by_host = {}
+    for place, (tensor, device) in enumerate(tensors):
+        blob = exports.export(transfer_id, tensor) if exports is not None else None
+        if blob is None:
+            by_host[place] = tensor
+            payloads.append(Payload(tensor.nbytes, device))
+        else:
+            payloads.append(Payload(tensor.nbytes, device, IPC, blob))
+    return payloads, Departure(runtime, pool, transfer_id, by_host)
+
+
 class Departure:
     """Made in the thread whose current streams have written the tensors, and `run` by one that may block.
 
@@ -92,7 +114,7 @@ class Departure:
 
     def _branch(self, device: torch.device) -> tuple[Stream, Event]:
         runtime = self._runtime
-        stream = runtime.new_stream(device)
+        stream = runtime.new_stream(device, TRANSFER_PRIORITY)
         written = runtime.record(runtime.current_stream(device))
         runtime.wait(stream, written)
         return stream, written

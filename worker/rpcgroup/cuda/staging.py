@@ -24,11 +24,15 @@ import torch
 from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.wire.payloads import CHUNK
 
-__all__ = ["LIMIT", "PinnedPool", "Staging", "staging_of"]
+__all__ = ["LIMIT", "SMALL", "TRANSFER_PRIORITY", "PinnedPool", "Staging", "staging_of"]
 
 LIMIT: Final = 64 << 20
 """Bytes of the process. Sixteen chunks: two for a sender, and some that are written but not yet acknowledged, for each
 of several transfers at once."""
+SMALL: Final = 64 << 10
+"""Bytes up to which one more copy on the host costs less than a block that is in use until the acknowledgement."""
+TRANSFER_PRIORITY: Final = -1
+"""Of the streams of transfers, a high one: functions run on those of the other pool, whose kernels hold up no copy."""
 
 
 class Staging:

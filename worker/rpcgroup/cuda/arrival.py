@@ -1,0 +1,180 @@
+"""One transfer at its receiver: tensors are allocated when it is announced, and filled as their bytes come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from rpcgroup.cuda.completions import Completions
+from rpcgroup.cuda.events import Events
+from rpcgroup.cuda.ipc import Ipc
+from rpcgroup.cuda.runtime import Runtime, Stream
+from rpcgroup.cuda.staging import TRANSFER_PRIORITY, staging_of
+from rpcgroup.errors import RemoteProtocolError
+from rpcgroup.wire.payloads import HOST, IPC, Payload, chunk_size, count_chunks
+
+__all__ = ["Arrival", "Destination", "Outcome"]
+
+Outcome = Callable[[], None]
+"""Tells who waits what has become of a transfer; to be called without its lock."""
+
+
+class Destination(NamedTuple):
+    """What the transfers to a process have in common."""
+
+    runtime: Runtime
+    completions: Completions
+    chunk: int
+    """Bytes."""
+    ipc: Ipc | None
+    """Opens what senders share; None: they may not."""
+
+
+class Arrival:
+    """Waits for its chunks, then either ready or failed; of one that has failed, what still comes is swallowed."""
+
+    def __init__(
+        self,
+        place: Destination,
+        payloads: Sequence[Payload],
+        ready: Callable[[Events], None],
+        failed: Callable[[Exception], None],
+        released: Outcome,
+    ) -> None:
+        self.lock = threading.Lock()
+        """Guards everything here, so that chunks find the tensors allocated."""
+        self._runtime = place.runtime
+        self._completions = place.completions
+        self._ipc = place.ipc
+        self._chunk = chunk = place.chunk
+        self._payloads = payloads
+        self._ready = ready
+        self._failed = failed
+        self._released = released
+        self._settled = False
+        self._targets: list[torch.Tensor] = []
+        self._streams: dict[torch.device, Stream] = {}
+        self._sources: list[torch.Tensor] = []
+        """Memory of the sender that is being read."""
+        self._lacking = [
+            bytearray(b"\1" * (count_chunks(p.size, chunk) if p.path == HOST else 0)) for p in payloads
+        ]
+        """Of each payload, 1 for each chunk that has not come."""
+        self.missing = sum(map(len, self._lacking))
+
+    def begin(self) -> Outcome | None:
+        outcome = self._advance(self._allocate)
+        if any(payload.path == IPC for payload in self._payloads):
+            self._let_go()
+        return outcome
+
+    def fill(self, index: int, place: int, data: Any) -> Outcome | None:
+        """Enqueue the copy of a chunk. Raises `RemoteProtocolError` where it is none of those that are missing."""
+        self._claim(index, place, len(data))
+        return self._advance(partial(self._copy, index, place, data))
+
+    def fail(self, exc: Exception) -> Outcome | None:
+        if self._settled:
+            return None
+        self._settled = True
+        self._targets = []
+        return partial(self._failed, exc)
+
+    def _advance(self, step: Callable[[], None]) -> Outcome | None:
+        if self._settled:
+            return None
+        try:
+            step()
+            if self.missing:
+                return None
+            events = self._record()
+        except Exception as exc:
+            # Its frames, and those that called them, refer to tensors and to what was received.
+            return self.fail(exc.with_traceback(None))
+        self._settled = True
+        return partial(self._ready, events)
+
+    def _stream(self, device: torch.device) -> Stream:
+        stream = self._streams.get(device)
+        if stream is None:
+            stream = self._streams[device] = self._runtime.new_stream(device, TRANSFER_PRIORITY)
+        return stream
+
+    def _allocate(self) -> None:
+        runtime = self._runtime
+        for payload in self._payloads:
+            device = torch.device("cuda", payload.device)
+            with runtime.use([self._stream(device)]):
+                target = runtime.empty(payload.size, device)
+            self._targets.append(target)
+            if payload.path == IPC:
+                self._read(payload, target)
+
+    def _read(self, payload: Payload, target: torch.Tensor) -> None:
+        """Enqueue the copy from the sender's memory, which is on its device."""
+        runtime, ipc = self._runtime, self._ipc
+        assert ipc is not None
+        device = ipc.device_of(payload.blob)
+        allocated, stream = self._stream(target.device), self._stream(device)
+        with runtime.use([stream]):
+            source, written = ipc.open(payload.blob)
+            self._sources.append(source)
+            if source.nbytes != payload.size:
+                raise RemoteProtocolError(f"a payload of {payload.size} bytes shares {source.nbytes}")
+            runtime.wait(stream, written)
+            if stream is not allocated:
+                runtime.wait(stream, runtime.record(allocated))
+                runtime.retain(target, stream)
+            runtime.copy(target, source)
+        if stream is not allocated:
+            runtime.wait(allocated, runtime.record(stream))
+
+    def _let_go(self) -> None:
+        """Release the sender's memory when it has been read, as far as it is being read."""
+        sources, self._sources = self._sources, []
+        streams = [self._streams[device] for device in dict.fromkeys(source.device for source in sources)]
+
+        def action() -> None:
+            with self._runtime.use(streams):  # whoever drops them waits for the current streams
+                sources.clear()
+            self._released()
+
+        try:
+            self._completions.behind(streams, action)
+        except Exception:
+            pass  # it is tried again, and the transfer fails by itself
+
+    def _claim(self, index: int, place: int, size: int) -> None:
+        lacking = self._lacking
+        if index >= len(lacking) or place >= len(lacking[index]) or not lacking[index][place]:
+            raise RemoteProtocolError(f"chunk {place} of payload {index} is none that its transfer lacks")
+        expected = chunk_size(self._payloads[index].size, place, self._chunk)
+        if size != expected:
+            raise RemoteProtocolError(f"chunk {place} of payload {index} has {size} bytes, not {expected}")
+        lacking[index][place] = 0
+        self.missing -= 1
+
+    def _copy(self, index: int, place: int, data: Any) -> None:
+        runtime = self._runtime
+        target = self._targets[index]
+        stream = self._streams[target.device]
+        staging = staging_of(data)
+        size = len(data)
+        start = place * self._chunk
+        with runtime.use([stream]):
+            part = target[start : start + size]
+            if staging is not None:
+                runtime.copy(part, staging.pinned[:size])
+            else:
+                # Of the host's ordinary memory the driver makes a copy first, and may wait for the stream to do so.
+                part.copy_(torch.frombuffer(data, dtype=torch.uint8), non_blocking=True)
+        self._completions.keep(data, stream)
+
+    def _record(self) -> Events:
+        record = self._runtime.record
+        devices = dict.fromkeys(target.device for target in self._targets)
+        return Events(self._runtime, {d: record(self._streams[d]) for d in devices}, self._targets)
