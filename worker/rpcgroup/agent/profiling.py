@@ -158,15 +158,16 @@ def _name_of(function: Any) -> str:
 
 def _following(ended: Any, future: Future[Any]) -> Future[Any]:
     """Settled as the call is, once `ended` is."""
-    result: Future[Any] = Future()
+    devices, priority = future._placement()
+    result: Future[Any] = Future(devices=devices, priority=priority)
 
     def settle(_: Any) -> None:
         try:
-            value, _ = future.wait()
+            with future._streams():
+                value, _ = future.value()
+                result.set_result(value)
         except BaseException as exc:
             result.set_exception(exc)
-        else:
-            result.set_result(value)
 
     ended.add_done_callback(settle)
     return result
