@@ -38,7 +38,15 @@ class NotingPort:
         self.forgotten: list[Lost] = []
         self.delayed: list[tuple[float, Callable[[], None]]] = []
 
-    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost) -> None:
+    def new_streams(self) -> None:
+        return None
+
+    def events_of(self, tensors: Sequence[torch.Tensor | None]) -> None:
+        return None
+
+    def propagate(
+        self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost, of_answer: bool
+    ) -> None:
         self.propagated.append((to, head, grads, lost))
 
     def report(self, head: Head, outcome: Outgoing) -> None:
@@ -81,7 +89,7 @@ def container(port: NotingPort) -> Container:
 def received(container: Container, context_id: int, message_id: int = 5, sender: int = OTHER) -> torch.Tensor:
     context = container.introduce(context_id, (context_id >> 48) + 10, sender)
     assert context is not None
-    return context.add_recv(message_id, sender, [torch.ones(2)])[0]
+    return context.add_recv(message_id, sender, False, [torch.ones(2)])[0]
 
 
 def test_ids_begin_with_the_workers(container: Container) -> None:
@@ -417,7 +425,7 @@ def test_several_roots_and_a_root_twice(container: Container) -> None:
 def test_a_profile_sees_the_pass(container: Container, port: NotingPort) -> None:
     context = container.new_context()
     loss = received(container, context.id).sum()
-    port.propagate = lambda to, head, grads, lost: container.on_outcome(head, [0])  # type: ignore[method-assign]
+    port.propagate = lambda to, head, *_: container.on_outcome(head, [0])  # type: ignore[method-assign]
     with torch.autograd.profiler.profile() as profile:
         container.backward(context.id, [loss], False)
     names = {event.name for event in profile.function_events}  # type: ignore[union-attr]

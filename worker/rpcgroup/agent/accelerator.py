@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 
@@ -17,6 +17,8 @@ from rpcgroup.devices import DevicePlacement, device_list, maps_of, reverse_maps
 from rpcgroup.membership.record import MemberRecord
 
 __all__ = ["Accelerator"]
+
+P = ParamSpec("P")
 
 
 class Accelerator:
@@ -69,12 +71,15 @@ class Accelerator:
         with (events or Events(self.runtime, {}, ())).after(self.devices, self.priority):
             yield
 
-    def resumed(self, events: Events | None, run: Callable[[], None]) -> Callable[[], None]:
-        """`run`, for another thread: on streams of its own, behind what the current ones of this have to do."""
+    def resumed(self, events: Events | None, run: Callable[P, None]) -> Callable[P, None]:
+        """`run`, for another thread: on streams of its own, behind what the current ones of this have to do.
+
+        `events` are those of the tensors that it uses.
+        """
         so_far = Events.record(self.runtime, events.tensors if events is not None else (), self.devices)
 
-        def resume() -> None:
+        def resume(*args: P.args, **kwargs: P.kwargs) -> None:
             with self.streams(so_far):
-                run()
+                run(*args, **kwargs)
 
         return resume

@@ -18,6 +18,8 @@ from rpcgroup.agent.call_future import CallFuture
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.messages import Head, head_of, unwrap
 from rpcgroup.autograd.port import Done, Lost, Outgoing
+from rpcgroup.autograd.streams import ContextStreams
+from rpcgroup.cuda.events import Events
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.futures import Future
 from rpcgroup.wire.codec import FORMAT_MASK, Encoded
@@ -57,12 +59,33 @@ class AutogradPort:
     def rpc_timeout(self) -> float:
         return self._agent.options.rpc_timeout
 
-    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost) -> None:
-        self._reach(to, partial(self._send_gradients, head, tuple(grads), lost), lost)
+    def new_streams(self) -> ContextStreams | None:
+        on_devices = self._agent.on_devices
+        if on_devices is None:
+            return None
+        return ContextStreams(on_devices.runtime, on_devices.devices, on_devices.priority)
 
-    def _send_gradients(self, head: Head, grads: tuple[Any, ...], lost: Lost, peer: Peer) -> None:
-        link = peer.link()
-        link.post(_BACKWARD, wrap(head, self._agent.codec.encode(grads)))
+    def events_of(self, tensors: Sequence[torch.Tensor | None]) -> Events | None:
+        on_devices = self._agent.on_devices
+        return on_devices.events_of(tensors) if on_devices is not None else None
+
+    def propagate(
+        self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost, of_answer: bool
+    ) -> None:
+        send: Callable[[Peer], None] = partial(self._send_gradients, head, tuple(grads), lost, of_answer)
+        on_devices = self._agent.on_devices
+        if on_devices is not None:  # it may be another thread that sends
+            send = on_devices.resumed(on_devices.events_of(grads), send)
+        self._reach(to, send, lost)
+
+    def _send_gradients(
+        self, head: Head, grads: tuple[Any, ...], lost: Lost, of_answer: bool, peer: Peer
+    ) -> None:
+        link, agent = peer.link(), self._agent
+        placement = peer.placement
+        if agent.accelerator is not None and not of_answer:
+            placement = agent.accelerator.back_to(peer.record)
+        link.post(_BACKWARD, wrap(head, agent.codec.encode(grads, placement=placement)))
         if self._watches.get(lost) is not link:
             self._watches[lost] = link
             link.listen(lost)
@@ -214,7 +237,7 @@ def decode_answer(link: Link, flags: int, body: Body | None) -> Any:
     assert body is not None
     incarnation = link.peer.incarnation
     context = agent.autograd.introduce(head.context_id, head.origin, incarnation)
-    adopt = None if context is None else partial(context.add_recv, head.message_id, incarnation)
+    adopt = None if context is None else partial(context.add_recv, head.message_id, incarnation, True)
     return agent.codec.decode(flags & FORMAT_MASK, unwrap(body), link.peer.forks.receive_answer, adopt)[0]
 
 
@@ -238,7 +261,7 @@ class ForwardedSession:
         self._message_id = head.message_id
 
     def adopt(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        return self.context.add_recv(self._message_id, self.peer.incarnation, tensors)
+        return self.context.add_recv(self._message_id, self.peer.incarnation, False, tensors)
 
     def answer_value(self, id: int, value: Any) -> None:
         sent: list[torch.Tensor] = []

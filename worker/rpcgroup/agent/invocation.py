@@ -472,7 +472,7 @@ class Invocation:
             head = head_of(body)
             assert body is not None
             grads = self._codec.decode(flags & FORMAT_MASK, unwrap(body))
-            self._agent.autograd.on_propagation(head, grads)
+            self._agent.autograd.on_propagation(head, grads, events_of(frame))
         except BaseException:
             _log.exception("gradients from %s could not be used", session.peer.name)
 

@@ -21,6 +21,7 @@ from rpcgroup.autograd.messages import COUNTER_BITS, Head
 from rpcgroup.autograd.outcome import Outcome
 from rpcgroup.autograd.port import Outgoing, Port
 from rpcgroup.autograd.weight import WHOLE
+from rpcgroup.cuda.events import Events
 from rpcgroup.errors import CallTimeoutError
 
 __all__ = ["Container", "CurrentContext"]
@@ -206,7 +207,8 @@ class Container:
     def backward(self, context_id: int, roots: list[torch.Tensor], retain_graph: bool) -> None:
         """Run a backward pass and wait for its end on all workers."""
         context = self.retrieve(context_id)
-        roots_arrive = Arrival(ROOTS, WHOLE, root_gradients(roots))
+        gradients = root_gradients(roots)
+        roots_arrive = Arrival(ROOTS, WHOLE, gradients, self.port.events_of([*roots, *gradients]))
         sent = Send(self.port.incarnation, roots)
         head = Head(context_id, 0, 0, next(self._pass_ids), self.port.incarnation, WHOLE, retain_graph)
         if not torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
@@ -255,7 +257,9 @@ class Container:
                 del self._outcomes[head.pass_id]
             context.end_pass(head.pass_id)
 
-    def on_propagation(self, head: Head, grads: Sequence[torch.Tensor | None]) -> None:
+    def on_propagation(
+        self, head: Head, grads: Sequence[torch.Tensor | None], events: Events | None = None
+    ) -> None:
         """BACKWARD_AUTOGRAD_REQ. What goes wrong is told to the caller of the pass."""
         report = partial(self._report, head)
         try:
@@ -270,7 +274,7 @@ class Container:
         except Exception as exc:
             report(exc)
             return
-        self._run(context, running.arrive, Arrival(head.message_id, head.weight, grads))
+        self._run(context, running.arrive, Arrival(head.message_id, head.weight, grads, events))
 
     def on_outcome(self, head: Head, outcome: Outgoing) -> None:
         """BACKWARD_AUTOGRAD_RESP, of a pass that was called here; it can be over."""

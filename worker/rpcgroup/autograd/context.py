@@ -11,6 +11,8 @@ import torch
 from rpcgroup.autograd.functions import RecvInfo, Send, attach_recv
 from rpcgroup.autograd.gradients import accumulate
 from rpcgroup.autograd.messages import COUNTER_BITS
+from rpcgroup.autograd.port import Port
+from rpcgroup.autograd.streams import ContextStreams
 
 if TYPE_CHECKING:
     from rpcgroup.autograd.engine import Pass
@@ -36,6 +38,7 @@ class DistAutogradContext:
         self.recvs: dict[int, Any] = {}
         self.grads: dict[torch.Tensor, torch.Tensor] = {}
         self.current_pass: Pass | None = None
+        self.streams: ContextStreams | None = None
         self._latest: dict[int, int] = {}
         """The latest pass of each worker that has called `backward`, by worker id."""
 
@@ -61,9 +64,11 @@ class DistAutogradContext:
         with self.lock:
             self.sends.pop(message_id, None)
 
-    def add_recv(self, message_id: int, sender: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The received tensors with their place in the graph."""
-        node, attached = attach_recv(RecvInfo(self.id, message_id, sender, len(tensors)), tensors)
+    def add_recv(
+        self, message_id: int, sender: int, of_answer: bool, tensors: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """The received tensors, of an answer or a request, with their place in the graph."""
+        node, attached = attach_recv(RecvInfo(self.id, message_id, sender, len(tensors), of_answer), tensors)
         with self.lock:
             if not self.released:
                 self.recvs[message_id] = node
@@ -73,6 +78,13 @@ class DistAutogradContext:
         with self.lock:
             if not self.released:
                 self.grads[leaf] = accumulate(self.grads.get(leaf), grad)
+
+    def use_streams(self, port: Port) -> ContextStreams | None:
+        """Those of its passes here; None in a worker that uses no devices."""
+        with self.lock:
+            if self.streams is None:
+                self.streams = port.new_streams()
+            return self.streams
 
     def begin_pass(self, running: Pass) -> None:
         """It takes the place of any before it. Raises `RuntimeError` where a later one of its caller has begun."""
@@ -100,8 +112,12 @@ class DistAutogradContext:
         return running is not None and not running.finished
 
     def gradients(self) -> dict[torch.Tensor, torch.Tensor]:
+        """For use on this thread's current streams."""
         with self.lock:
-            return dict(self.grads)
+            grads, streams = dict(self.grads), self.streams
+        if streams is not None:
+            streams.hand_over(list(grads.values()))
+        return grads
 
     def release(self) -> dict[int, int]:
         """Let everything go; returns those to be told. Idempotent."""

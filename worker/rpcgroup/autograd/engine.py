@@ -26,6 +26,7 @@ from rpcgroup.autograd.messages import Head
 from rpcgroup.autograd.port import Lost, Outgoing, Port
 from rpcgroup.autograd.runner import Runner
 from rpcgroup.autograd.weight import share
+from rpcgroup.cuda.events import Events
 from rpcgroup.errors import RpcGroupError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Arrival(NamedTuple):
     message_id: int
     weight: int
     grads: Sequence[torch.Tensor | None]
+    events: Events | None = None
+    """Of those on devices."""
 
 
 class Pass:
@@ -78,7 +81,8 @@ class Pass:
         """Of the messages, by their number in the graph."""
         self._entries: dict[int, tuple[int, Sequence[Edge]]] = {}
         """By message id: number in the graph, and the edges that its gradients enter by."""
-        self._runner = Runner(head.retain_graph)
+        self._streams = context.use_streams(port)
+        self._runner = Runner(head.retain_graph, None if self._streams is None else self._streams.retain)
         self._left: list[int] = []
         """Weights that have not been sent on, while something is still to be run here."""
         self._watched: dict[int, Lost] = {}
@@ -131,6 +135,13 @@ class Pass:
             self._port.forget(self._watched.popitem()[1])
 
     def _run(self, batch: list[Arrival]) -> None:
+        if self._streams is None:
+            self._run_batch(batch)
+        else:
+            with self._streams.use([arrival.events for arrival in batch]):
+                self._run_batch(batch)
+
+    def _run_batch(self, batch: list[Arrival]) -> None:
         try:
             if self._error is not None:
                 raise self._error
@@ -162,14 +173,14 @@ class Pass:
             lost = self._watched[info.sender] = partial(self._report)
         head = self._head
         head = Head(head.context_id, info.message_id, 0, head.pass_id, head.origin, weight, head.retain_graph)
-        self._port.propagate(info.sender, head, grads, lost)
+        self._port.propagate(info.sender, head, grads, lost, info.of_answer)
 
     def _run_stage(self, batch: list[Arrival]) -> list[tuple[RecvInfo, list[Any]]]:
         """Returns what is to be sent on."""
         graph = self._graph
         if graph is None:
             graph = self._graph = self._make_graph()
-        for message_id, _, grads in batch:
+        for message_id, _, grads, _ in batch:
             number, edges = self._entry(message_id)
             if not graph.arrive(number):
                 raise RuntimeError(f"the gradients of autograd message {message_id} arrived twice")
@@ -179,11 +190,13 @@ class Pass:
                 with torch.autograd.profiler.record_function(SEND_NAME):
                     self._runner.put(edges, grads)
         results = self._runner.run(graph.take())
-        for leaf, grad in results.leaves:
-            self._context.accumulate(leaf, grad)
+        leaves = results.leaves
         if graph.finished:
-            for leaf, grad in self._runner.give_back():
-                self._context.accumulate(leaf, grad)
+            leaves = [*leaves, *self._runner.give_back()]
+        for leaf, grad in leaves:
+            self._context.accumulate(leaf, grad)
+        if self._streams is not None:
+            self._streams.finish_stage([grad for _, grad in leaves])
         for info, _ in results.received:
             if info.context_id != self._context.id:
                 raise RuntimeError(

@@ -67,6 +67,8 @@ class RecvInfo(NamedTuple):
     """Incarnation of the worker that has the matching `Send`."""
     tensors: int
     """How many were received."""
+    of_answer: bool = False
+    """They came with an answer: the device maps of this worker say where the gradients go, not those of the sender."""
 
 
 class Recv(torch.autograd.Function):

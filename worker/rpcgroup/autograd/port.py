@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 
 from rpcgroup.autograd.messages import Head
+from rpcgroup.autograd.streams import ContextStreams
+from rpcgroup.cuda.events import Events
 
 __all__ = ["Done", "Lost", "Outgoing", "Port"]
 
@@ -29,8 +31,18 @@ class Port(Protocol):
     def rpc_timeout(self) -> float:
         """Seconds; 0: no limit."""
 
-    def propagate(self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost) -> None:
+    def new_streams(self) -> ContextStreams | None:
+        """For a context; None in a worker that uses no devices."""
+
+    def events_of(self, tensors: Sequence[torch.Tensor | None]) -> Events | None:
+        """Behind what this thread's current streams have to do for them; None where none is on a device."""
+
+    def propagate(
+        self, to: int, head: Head, grads: Sequence[torch.Tensor | None], lost: Lost, of_answer: bool
+    ) -> None:
         """BACKWARD_AUTOGRAD_REQ to the worker of incarnation `to`, which is not this one. Nobody answers it.
+
+        `of_answer`: the tensors came with an answer of that worker.
 
         `lost` is called where it cannot be sent, and where the worker is lost afterwards, until `forget(lost)`.
         """

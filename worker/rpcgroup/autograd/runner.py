@@ -33,8 +33,13 @@ class Results(NamedTuple):
 class Runner:
     """Of one pass. Not thread-safe."""
 
-    def __init__(self, retain_graph: bool) -> None:
+    def __init__(self, retain_graph: bool, retain: Callable[[Sequence[Any]], None] | None = None) -> None:
+        """`retain` is told what torch's engine keeps or makes on streams of its own, and is used on the current ones.
+
+        None: there are no streams.
+        """
         self._retain_graph = retain_graph
+        self._retain = retain
         self._pending: dict[Edge, torch.Tensor] = {}
         self._split = False
         """Some gradient was put aside: others of this pass may share its memory."""
@@ -89,6 +94,8 @@ class Runner:
         places = [GradientEdge(node, 0) for node in leaves]
         places += [GradientEdge(node, number) for node in recvs for number in range(node.info.tensors)]
         got = _run_engine(edges, places, grads, self._retain_graph) if places else ()
+        if self._retain is not None:
+            self._retain(got)
         rest = iter(got[len(leaves) :])
         received = [(node.info, list(islice(rest, node.info.tensors))) for node in recvs]
         return Results(self._finish(leaves, got) if leaves else [], received)
@@ -112,6 +119,8 @@ class Runner:
             torch.autograd.backward(edges, grads, retain_graph=self._retain_graph)
             got = [(leaf, leaf.grad) for leaf, _ in aside]
             received = [(node.info, node.captured) for node in recvs]
+            if self._retain is not None:
+                self._retain([*got, *received, *((leaf, leaf.grad) for leaf in self._kept)])
         finally:
             for leaf, before in aside:
                 leaf.grad = before
@@ -130,6 +139,8 @@ class Runner:
             hooked = torch.autograd.grad(edges, edges, [grads[number] for number in present])
             for number, grad in zip(present, hooked, strict=True):
                 grads[number] = grad
+        if self._retain is not None:
+            self._retain([*grads, *_saved_by(node)])
         with torch.no_grad():
             grads = _run_hooks(node.register_prehook, grads, ())
             out = _call(node, metadata, grads)
@@ -175,6 +186,14 @@ def _call(node: Any, metadata: Sequence[Any], grads: list[Any]) -> list[Any]:
     # It answers for every argument of its forward, the edges are those of the tensors: this is what they share.
     needed = iter([grad for grad, needs in zip(out, node.needs_input_grad, strict=False) if needs])
     return [next(needed, None) if following is not None else None for following, _ in node.next_functions]
+
+
+def _saved_by(node: Any) -> list[Any]:
+    """The tensors that a node has kept of its forward."""
+    if isinstance(node, torch._C._FunctionBase):
+        return list(node.saved_tensors)
+    names = [name for name in dir(node) if name.startswith("_saved_")]
+    return [getattr(node, name) for name in names]
 
 
 def _zeros(metadata: Any) -> torch.Tensor:
