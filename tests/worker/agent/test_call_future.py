@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ import rpcgroup.agent.call_future as call_future
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.call_future import CallFuture
+from rpcgroup.agent.options import AgentOptions
 from rpcgroup.cuda.events import Events
-from rpcgroup.cuda.runtime import use_runtime
+from rpcgroup.cuda.runtime import current_runtime, use_runtime
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.recording_device import Hold, RecordingDevice, recording_device
 from rpcgroup.wire.frames import Body
@@ -304,3 +306,70 @@ def test_each_step_is_needed(
     del future
     gc.collect()
     assert unchecked.violations
+
+
+# Between two agents.
+
+
+def made(number: float) -> torch.Tensor:
+    """On the callee's second device."""
+    device: Any = current_runtime()
+    return device.tensor([number, 2 * number], TWO)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def caller(device: RecordingDevice) -> Iterator[Agent]:
+    """Its `cuda:0` is the callee's `cuda:1`."""
+    maps = {"a": {"b": {"cuda:0": "cuda:1"}}}
+    with LocalCluster("ab", device_maps=maps, options=AgentOptions(stream_priority=-1)) as cluster:
+        yield cluster.agent("a")
+
+
+def test_a_call_is_done_before_the_callers_device_is(device: RecordingDevice, caller: Agent) -> None:
+    held = device.hold(ONE)
+    future = caller.rpc_async("b", made, (3.0,))
+    changed = future.wait(non_blocking=True) + 1
+    assert future.done()
+    doubled = future.then(lambda done: done.wait() * 2)
+    assert torch.futures.wait_all([caller.rpc_async("b", echo, (5,))]) == [5]
+    assert blocked_on_device(device, held, future.wait).device == ONE
+    assert device.to_host(changed).tolist() == [4.0, 7.0]
+    assert device.to_host(doubled.wait()).tolist() == [6.0, 12.0]
+
+
+def test_a_synchronous_call_is_done_with_the_device(device: RecordingDevice, caller: Agent) -> None:
+    held = device.hold(ONE)
+    value = blocked_on_device(device, held, lambda: caller.rpc_sync("b", made, (1.0,)))
+    assert value.wrapped.tolist() == [1.0, 2.0]
+
+
+def test_calls_await_each_other_in_order(device: RecordingDevice, caller: Agent) -> None:
+    def priorities(done: Any) -> list[int]:
+        return [device.current_stream(where).priority for where in (ONE,)]
+
+    async def both() -> torch.Tensor:
+        first, second = caller.rpc_async("b", made, (1.0,)), caller.rpc_async("b", made, (2.0,))
+        return await first + await second
+
+    assert device.to_host(asyncio.run(both())).tolist() == [3.0, 6.0]
+    futures = [caller.rpc_async("b", made, (float(n),)) for n in range(5)]
+    total = collect_all(futures).then(lambda done: sum(each.value() for each in done.value()))
+    assert device.to_host(total.wait()).tolist() == [10.0, 20.0]
+    assert caller.rpc_async("b", echo, (1,)).then(priorities).wait() == [-1]
+
+
+def test_threads_wait_for_chains_of_calls(device: RecordingDevice, caller: Agent) -> None:
+    results: dict[int, list[float]] = {}
+
+    def run(number: int) -> None:
+        future = caller.rpc_async("b", made, (float(number),)).then(lambda done: done.wait().mul_(2))
+        for _ in range(3):
+            future = future.then(lambda done: done.value() + caller.rpc_sync("b", made, (1.0,)))
+        results[number] = device.to_host(future.wait(non_blocking=bool(number % 2))).tolist()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert results == {number: [2.0 * number + 3, 4.0 * number + 6] for number in range(6)}
