@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import threading
 
 import pytest
@@ -131,6 +132,8 @@ def test_moves(device: RecordingDevice) -> None:
     assert (there.device, there.dtype) == (ONE, torch.int64)
     assert tensor.to(there).device == ONE
     assert tensor.cuda(1).device == ONE
+    up = torch.ones(1).to(there)
+    assert (up.device, up.dtype, up.tolist()) == (ONE, torch.int64, [1])
     for host in (there.cpu(), there.to("cpu"), there.to(torch.ones(1))):
         assert type(host) is torch.Tensor
         assert host.tolist() == [1, 2]
@@ -188,6 +191,11 @@ def test_parameters_and_modules(device: RecordingDevice) -> None:
     assert linear.weight.device == ZERO
     assert torch.allclose(device.to_host(linear.weight), weights - torch.tensor([[0.29, 0.58]]))
     device.check()
+
+
+def test_it_is_not_pickled(device: RecordingDevice) -> None:
+    with pytest.raises(TypeError, match="not pickled: DeviceTensor"):
+        pickle.dumps([device.tensor([1.0])])
 
 
 def test_what_changes_a_shape_in_place_is_not_covered(device: RecordingDevice) -> None:

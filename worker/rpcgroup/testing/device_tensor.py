@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Block", "DeviceTensor", "span_of"]
 
 _COPY = torch.ops.aten.copy_.default
-_GRAD_FN = torch.Tensor.grad_fn.__get__  # type: ignore[attr-defined]
+_GRAD_FN: Any = vars(torch._C.TensorBase)["grad_fn"].__get__
 _INDEXING = ("index", "index_put", "index_put_")
 """They take their indices from the host, too."""
 
@@ -29,14 +29,14 @@ _INDEXING = ("index", "index_put", "index_put_")
 class Block:
     """Memory of the device, freed with the last tensor that has it."""
 
-    __slots__ = ("_free", "memory")
+    __slots__ = ("_drop", "memory")
 
-    def __init__(self, memory: Memory, free: Callable[[Memory], None]) -> None:
+    def __init__(self, memory: Memory, drop: Callable[[Memory], None]) -> None:
         self.memory = memory
-        self._free = free
+        self._drop = drop
 
     def __del__(self) -> None:
-        self._free(self.memory)
+        self._drop(self.memory)
 
 
 class DeviceTensor(torch.Tensor):
@@ -122,8 +122,11 @@ class DeviceTensor(torch.Tensor):
         result: torch.Tensor = super().to(dtype or self.dtype, copy=copy and target == self._device, **keeps)
         if target == self._device:
             return result
-        moved: torch.Tensor = _Move.apply(result, target, non_blocking)
+        moved: torch.Tensor = _Move.apply(result, self.recorder, target, non_blocking)
         return moved
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"a tensor of the recording device is not pickled: {self!r}")
 
     @classmethod
     def __torch_function__(
@@ -134,6 +137,10 @@ class DeviceTensor(torch.Tensor):
             if func.__name__ == "__get__" and func != _GRAD_FN:
                 return func(*args)
             _mark_nodes(args)
+            if func is torch.Tensor.to and not isinstance(
+                args[0], cls
+            ):  # the other way round it is a method above
+                return _Move.apply(args[0].to(args[1].dtype), args[1].recorder, args[1].device, False)
             place = kwargs.pop("device", None)
             out = func(*args, **kwargs)
             _mark_nodes(out)
@@ -150,13 +157,15 @@ class DeviceTensor(torch.Tensor):
 
 class _Move(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: DeviceTensor, target: torch.device, non_blocking: bool) -> torch.Tensor:
-        ctx.source, ctx.recorder = tensor.device, tensor.recorder
-        return tensor.recorder.moved(tensor, target, non_blocking)
+    def forward(
+        ctx: Any, tensor: torch.Tensor, recorder: RecordingDevice, target: torch.device, non_blocking: bool
+    ) -> torch.Tensor:
+        ctx.source, ctx.recorder = tensor.device, recorder
+        return recorder.moved(tensor, target, non_blocking)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        return ctx.recorder.moved(grads[0], ctx.source, False), None, None
+        return ctx.recorder.moved(grads[0], ctx.source, False), None, None, None
 
 
 def span_of(tensor: torch.Tensor) -> Span:

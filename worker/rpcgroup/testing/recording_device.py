@@ -11,17 +11,11 @@ Every op is done at once, on the CPU, so values are always right; whether they w
 from __future__ import annotations
 
 import ctypes
-import sys
-import sysconfig
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, count, cycle
-from pathlib import Path
-from types import FrameType
+from itertools import count
 from typing import Any
 from weakref import WeakSet, finalize
 
@@ -30,57 +24,16 @@ import torch
 from rpcgroup.cuda import runtime as cuda_runtime
 from rpcgroup.testing.current_streams import CurrentStreams
 from rpcgroup.testing.device_tensor import Block, DeviceTensor, span_of
-from rpcgroup.testing.stream_order import EVERYTHING, Clock, Lane, Memory, Span, StreamOrder, Use
+from rpcgroup.testing.program_lines import program_lines
+from rpcgroup.testing.recorded_streams import Hold, RecordedEvent, RecordedStream, StreamPool
+from rpcgroup.testing.stream_order import EVERYTHING, Memory, Span, StreamOrder, Use
 
 __all__ = ["Hold", "RecordingDevice", "recording_device"]
 
 _HELD_AT_MOST = 60.0
 """Seconds: a test that waits longer for a held stream will never end."""
-_INNERMOST = 4
-"""Lines of a stack that a violation shows."""
 _GARBAGE = 0xCD
 """What fresh memory is full of."""
-_FOREIGN = tuple({"<", *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))})
-_PACKAGE = str(Path(__file__).parents[1])
-_OWN = {
-    __file__,
-    *(str(Path(__file__).with_name(name)) for name in ("device_tensor.py", "current_streams.py")),
-}
-
-
-class Hold:
-    """What the streams behind it wait for, as for a long kernel."""
-
-    def __init__(self, released: threading.Condition) -> None:
-        self._released = released
-        self.active = True
-
-    def release(self) -> None:
-        with self._released:
-            self.active = False
-            self._released.notify_all()
-
-
-@dataclass(eq=False)
-class RecordedStream:
-    device: torch.device
-    lane: Lane
-    priority: int = 0
-    holds: frozenset[Hold] = frozenset()
-
-    def __repr__(self) -> str:
-        return self.lane.name
-
-
-@dataclass(eq=False)
-class RecordedEvent:
-    clock: Clock
-    holds: frozenset[Hold]
-    used: bool = False
-    """A stream has waited for it, or the host has asked for it."""
-
-    def is_done(self) -> bool:
-        return not any(hold.active for hold in self.holds)
 
 
 class PinnedBytes(bytearray):
@@ -94,29 +47,27 @@ class RecordingDevice:
 
     def __init__(self, device_count: int = 2, pool: int = 8) -> None:
         """`pool`: how many streams each device has of each priority, as ATen's 32; they are given out in turn."""
-        self._lock = threading.RLock()  # guards all below; ops on the tensors inside are done outside of it
+        self._lock = threading.Lock()  # guards all below; ops on the tensors inside are done outside of it
         self._released = threading.Condition(self._lock)
         self._order = StreamOrder()
         self._names = count(1)
-        self._pinned: dict[int, Memory] = {}  # by address
         self._failures: defaultdict[str, deque[BaseException]] = defaultdict(deque)
         self._events: WeakSet[RecordedEvent] = WeakSet()
         self._events_used = 0
         self._events_recorded = 0
         self._devices = [torch.device("cuda", index) for index in range(device_count)]
-        defaults = {
-            device: RecordedStream(device, Lane(f"{device} default stream")) for device in self._devices
-        }
-        pools = {(d, high): _pool(d, high, pool) for d in self._devices for high in (False, True)}
-        self._streams = [*defaults.values(), *chain.from_iterable(pools.values())]
-        self._next = {key: cycle(streams) for key, streams in pools.items()}
-        self.current_streams = CurrentStreams(defaults, self._record, self._wait)
+        self._pool = StreamPool(self._devices, pool)
+        # Changed by destructors, which run anywhere, and so without the lock:
+        self._pinned: dict[int, Memory] = {}  # by address
+        self._dropped: deque[tuple[Memory, str]] = deque()
+        """What the next that takes the lock has to free; nothing has been enqueued since."""
+        self.current_streams = CurrentStreams(self._pool.defaults, self._record, self._wait)
 
     # -- for tests ----------------------------------------------------------------------------------------
 
     @property
     def violations(self) -> list[str]:
-        with self._lock:
+        with self._locked():
             return list(self._order.violations)
 
     def check(self) -> None:
@@ -128,7 +79,7 @@ class RecordingDevice:
     @property
     def events_never_used(self) -> int:
         """How many events were recorded and dropped, and nobody had waited for them nor asked."""
-        with self._lock:
+        with self._locked():
             return self._events_recorded - self._events_used - sum(not event.used for event in self._events)
 
     def tensor(self, data: Any, device: Any = 0, dtype: torch.dtype | None = None) -> DeviceTensor:
@@ -148,11 +99,10 @@ class RecordingDevice:
     def hold(self, what: RecordedStream | torch.device | int | str) -> Hold:
         """Enqueue what takes until `release()`, on the stream or on all streams of the device."""
         hold = Hold(self._released)
-        with self._lock:
-            for stream in self._streams:
-                if stream is what or (
-                    not isinstance(what, RecordedStream) and stream.device == self.exact(what)
-                ):
+        device = None if isinstance(what, RecordedStream) else self.exact(what)
+        with self._locked():
+            for stream in self._pool.streams:
+                if what is stream or device == stream.device:
                     stream.holds |= {hold}
         return hold
 
@@ -160,7 +110,7 @@ class RecordingDevice:
         """The next call of `empty`, `copy`, `synchronize` or `record` raises it, whichever thread's it is."""
         if what not in ("copy", "empty", "record", "synchronize"):
             raise ValueError(f"fail_next({what!r}): it is 'copy', 'empty', 'record' or 'synchronize'")
-        with self._lock:
+        with self._locked():
             self._failures[what].append(error)
 
     # -- Runtime ------------------------------------------------------------------------------------------
@@ -172,8 +122,8 @@ class RecordingDevice:
         return self.current_streams.get(self.exact(device))
 
     def new_stream(self, device: torch.device, priority: int = 0) -> RecordedStream:
-        with self._lock:
-            return next(self._next[self.exact(device), priority < 0])
+        with self._locked():
+            return self._pool.next(self.exact(device), priority)
 
     @contextmanager
     def use(self, streams: Iterable[Any]) -> Iterator[None]:
@@ -187,7 +137,7 @@ class RecordingDevice:
     def record(self, stream: Any) -> RecordedEvent:
         self._fail("record")
         event = self._record(stream)
-        with self._lock:
+        with self._locked():
             self._events_recorded += 1
             self._events.add(event)
         return event
@@ -203,14 +153,14 @@ class RecordingDevice:
 
     def is_done(self, event: RecordedEvent) -> bool:
         self._note_used(event)
-        with self._lock:
+        with self._locked():
             done = event.is_done()
             if done:
                 self._order.synchronize(event.clock)
             return done
 
     def retain(self, tensor: torch.Tensor, stream: Any) -> None:
-        with self._lock:
+        with self._locked():
             self._order.retain(_on_device(tensor, "retain").block.memory, stream.lane)
 
     def empty(self, size: int, device: torch.device) -> DeviceTensor:
@@ -225,9 +175,8 @@ class RecordingDevice:
         memory = PinnedBytes(size)
         tensor = torch.frombuffer(memory, dtype=torch.uint8)
         address = tensor.untyped_storage().data_ptr()
-        with self._lock:
-            self._pinned[address] = Memory(f"pinned memory {next(self._names)} of {size} B")
-        finalize(memory, self._forget_pinned, address).atexit = False
+        self._pinned[address] = Memory(f"pinned memory {next(self._names)} of {size} B")
+        finalize(memory, self._pinned.pop, address).atexit = False
         return tensor
 
     def host_memory(self, pinned: torch.Tensor) -> memoryview:
@@ -235,8 +184,8 @@ class RecordingDevice:
         if memory is None and pinned.numel():
             raise AssertionError("host_memory() of a tensor that is not pinned memory of this device")
         if memory is not None:
-            with self._lock:
-                self._order.access_by_host(memory, span_of(pinned), f"host_memory() {_where()}")
+            with self._locked():
+                self._order.access_by_host(memory, span_of(pinned), f"host_memory() {program_lines()}")
         buffer: Any = (ctypes.c_char * pinned.nbytes).from_address(pinned.data_ptr())
         buffer.tensor = pinned  # keeps it alive
         return memoryview(buffer).cast("B")
@@ -264,20 +213,20 @@ class RecordingDevice:
         return place
 
     def allocate(self, stream: RecordedStream, inner: torch.Tensor, op: str) -> Block:
-        with self._lock:
+        with self._locked():
             kind = f"{str(inner.dtype).removeprefix('torch.')}{list(inner.size())}"
             name = f"tensor {next(self._names)} ({kind} of {stream.device})"
-            return Block(self._order.allocate(stream.lane, name, f"{op} {_where()}"), self._free)
+            return Block(self._order.allocate(stream.lane, name, f"{op} {program_lines()}"), self._drop)
 
     def enqueue(self, stream: RecordedStream, op: str, uses: Iterable[tuple[Memory, Span, bool]]) -> None:
         by_engine = self.current_streams.is_engines(stream)
-        with self._lock:
+        with self._locked():
             made = [Use(*use) for use in uses]
             if by_engine:  # it retains the gradients that it brings from other streams
                 for memory, _, _ in made:
                     if stream.lane not in memory.users:
                         self._order.retain(memory, stream.lane)
-            self._order.enqueue(stream.lane, f"{op} {_where()}", made)
+            self._order.enqueue(stream.lane, f"{op} {program_lines()}", made)
 
     def drain(self, stream: RecordedStream) -> None:
         """The host waits for all that is enqueued on it."""
@@ -291,8 +240,7 @@ class RecordingDevice:
         """None for what is in the host's ordinary memory."""
         if isinstance(tensor, DeviceTensor):
             return tensor.block.memory
-        with self._lock:
-            return self._pinned.get(tensor.untyped_storage().data_ptr())
+        return self._pinned.get(tensor.untyped_storage().data_ptr())
 
     def moved(self, tensor: torch.Tensor, target: torch.device, non_blocking: bool) -> torch.Tensor:
         """A copy on the target, which can be the host."""
@@ -309,17 +257,17 @@ class RecordingDevice:
     # -- inside -------------------------------------------------------------------------------------------
 
     def _record(self, stream: RecordedStream) -> RecordedEvent:
-        with self._lock:
+        with self._locked():
             stream.holds = frozenset(hold for hold in stream.holds if hold.active)
             return RecordedEvent(self._order.snapshot(stream.lane), stream.holds)
 
     def _wait(self, stream: RecordedStream, event: RecordedEvent) -> None:
-        with self._lock:
+        with self._locked():
             self._order.wait(stream.lane, event.clock)
             stream.holds |= event.holds
 
     def _synchronize(self, event: RecordedEvent) -> None:
-        with self._lock:
+        with self._locked():
             if not self._released.wait_for(event.is_done, _HELD_AT_MOST):
                 raise RuntimeError(
                     f"nobody has released the stream that the host waits for, in {_HELD_AT_MOST} s"
@@ -327,20 +275,22 @@ class RecordingDevice:
             self._order.synchronize(event.clock)
 
     def _note_used(self, event: RecordedEvent) -> None:
-        with self._lock:
+        with self._locked():
             self._events_used += not event.used
             event.used = True
 
-    def _free(self, memory: Memory) -> None:
-        with self._lock:
-            self._order.free(memory, f"a drop {_where()}")
+    def _drop(self, memory: Memory) -> None:
+        self._dropped.append((memory, f"a drop {program_lines()}"))
 
-    def _forget_pinned(self, address: int) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         with self._lock:
-            del self._pinned[address]
+            while self._dropped:
+                self._order.free(*self._dropped.popleft())
+            yield
 
     def _fail(self, what: str) -> None:
-        with self._lock:
+        with self._locked():
             if self._failures[what]:
                 raise self._failures[what].popleft()
 
@@ -358,34 +308,7 @@ def recording_device(device_count: int = 2, pool: int = 8) -> Iterator[Recording
     device.check()
 
 
-def _pool(device: torch.device, high: bool, size: int) -> list[RecordedStream]:
-    kind, priority = ("high-priority stream", -1) if high else ("stream", 0)
-    return [RecordedStream(device, Lane(f"{device} {kind} {number}"), priority) for number in range(size)]
-
-
 def _on_device(tensor: torch.Tensor, what: str) -> DeviceTensor:
     if not isinstance(tensor, DeviceTensor):
         raise AssertionError(f"{what}() of a tensor that is not on a device")
     return tensor
-
-
-def _where() -> str:
-    """The innermost lines outside of torch, the standard library and these modules."""
-    lines: list[str] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and len(lines) < _INNERMOST:
-        file = frame.f_code.co_filename
-        if _is_shown(file):
-            lines.append(f"{_short(file)}:{frame.f_lineno}")
-        frame = frame.f_back
-    return f"at {' < '.join(lines)}" if lines else "at an unknown place"
-
-
-@lru_cache(maxsize=1024)
-def _is_shown(file: str) -> bool:
-    return file not in _OWN and (file.startswith(_PACKAGE) or not file.startswith(_FOREIGN))
-
-
-@lru_cache(maxsize=1024)
-def _short(file: str) -> str:
-    return "/".join(Path(file).parts[-2:])
