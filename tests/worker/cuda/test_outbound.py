@@ -117,7 +117,7 @@ def test_no_staging_in_time_fails_the_transfer(device: RecordingDevice) -> None:
     wire = Wire(device, blocks=1)
     held = wire.pool.try_take()
     wire.depart(5, [random_bytes(device, 10)], timeout=0.01)
-    assert isinstance(wire.failed[5], TimeoutError) and "no pinned memory" in str(wire.failed[5])
+    assert isinstance(wire.failed[5], TimeoutError) and "no pinned memory came free" in str(wire.failed[5])
     del held
     assert wire.pool.in_use == 0
 

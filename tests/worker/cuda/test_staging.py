@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from rpcgroup.cuda.staging import PinnedPool, staging_of
+from rpcgroup.cuda.staging import PinnedPool, Share, staging_of
 from rpcgroup.testing.recording_device import RecordingDevice
 
 CHUNK = 1024
@@ -123,3 +123,44 @@ def test_many_threads_never_hold_more_than_there_is() -> None:
         thread.join(SECONDS)
     assert len(most) == 600 and max(most) <= 3 and len(addresses) <= 3
     assert pool.in_use == 0
+
+
+def test_one_share_leaves_the_rest_of_the_pool_to_others() -> None:
+    pool = pool_of(4)
+    slow, other = Share(pool), Share(pool, 3)
+    assert (slow.blocks, slow.chunk) == (2, CHUNK)
+    kept = [slow.try_take(), slow.take(SECONDS)]
+    assert None not in kept and slow.try_take() is None and slow.take(0.01) is None
+    assert pool.in_use == 2
+    others = [other.try_take(), other.try_take()]
+    assert None not in others and other.try_take() is None  # the pool is empty
+    others.clear()
+    assert other.try_take() is not None and slow.try_take() is None
+    kept.clear()
+    assert pool.in_use == 0 and slow.try_take() is not None
+
+
+def test_a_share_waits_for_what_comes_back() -> None:
+    pool = pool_of(2)
+    share = Share(pool)
+    held = [share.try_take()]
+    taken = []
+    thread = threading.Thread(target=lambda: taken.append(share.take(SECONDS)))
+    thread.start()
+    held.clear()
+    thread.join(SECONDS)
+    assert not thread.is_alive() and taken[0] is not None
+
+
+def test_memory_that_cannot_be_pinned_costs_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = RecordingDevice()
+    share = Share(PinnedPool(runtime, limit=2 * CHUNK, chunk=CHUNK))
+    with monkeypatch.context() as patch:
+
+        def refuse(size: int) -> None:
+            raise RuntimeError(f"cannot pin {size}")
+
+        patch.setattr(runtime, "pinned", refuse)
+        with pytest.raises(RuntimeError, match="cannot pin"):
+            share.try_take()
+    assert share.try_take() is not None

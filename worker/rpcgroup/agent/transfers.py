@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import Arrivals
 from rpcgroup.cuda.outbound import Departure
+from rpcgroup.cuda.staging import Share
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame, pack_frame
 from rpcgroup.wire.messages import MessageType
@@ -60,6 +61,7 @@ class Transfers:
         self.agent = agent
         self._accelerator = accelerator
         self._ids = itertools.count(1)
+        self._share = Share(accelerator.pool)
         self.channel: Channel = None  # type: ignore[assignment]  # set by who connects
         self.arrivals = Arrivals(
             accelerator.runtime, accelerator.pool, accelerator.completions, agent.receive_pool.allocate
@@ -73,7 +75,7 @@ class Transfers:
         transfer_id = next(self._ids)
         tensors = {place: data for place, (data, _) in enumerate(payloads)}
         table = pack_payloads(transfer_id, [Payload(data.nbytes, target) for data, target in payloads])
-        return Outgoing(self, Departure(accelerator.runtime, accelerator.pool, transfer_id, tensors), table)
+        return Outgoing(self, Departure(accelerator.runtime, self._share, transfer_id, tensors), table)
 
     def put_chunk(self, transfer_id: int, index: int, place: int, data: memoryview) -> None:
         channel, kind = self.channel, MessageType.TENSOR_CHUNK
@@ -113,6 +115,7 @@ class Transfers:
         _, _, transfer_id, index, place, body = frame
         for data in (body.buffers or ()) if body is not None else ():
             self.arrivals.on_chunk(transfer_id, index, place, data)
+        self.channel.send_acknowledgement()  # the sender's pinned memory waits for it
 
     def on_failed(self, frame: Frame) -> None:
         """TENSOR_FAILED."""

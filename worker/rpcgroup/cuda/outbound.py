@@ -14,7 +14,7 @@ import torch
 
 from rpcgroup.cuda.ipc import Exports
 from rpcgroup.cuda.runtime import Event, Runtime, Stream
-from rpcgroup.cuda.staging import SMALL, TRANSFER_PRIORITY, PinnedPool, Staging
+from rpcgroup.cuda.staging import SMALL, TRANSFER_PRIORITY, PinnedPool, Share, Staging
 from rpcgroup.wire.payloads import IPC, Payload, chunk_size, count_chunks
 
 __all__ = ["STAGING_TIMEOUT", "Departure", "Failed", "PutChunk", "prepare"]
@@ -71,7 +71,7 @@ def pack_blocks(sizes: Iterable[tuple[int, int]], chunk: int) -> Iterator[list[P
 
 def prepare(
     runtime: Runtime,
-    pool: PinnedPool,
+    pool: PinnedPool | Share,
     transfer_id: int,
     tensors: Sequence[tuple[torch.Tensor, int]],
     exports: Exports | None = None,
@@ -99,7 +99,7 @@ class Departure:
     """
 
     def __init__(
-        self, runtime: Runtime, pool: PinnedPool, transfer_id: int, tensors: dict[int, torch.Tensor]
+        self, runtime: Runtime, pool: PinnedPool | Share, transfer_id: int, tensors: dict[int, torch.Tensor]
     ) -> None:
         self.transfer_id = transfer_id
         self._runtime = runtime
@@ -155,8 +155,8 @@ class Departure:
         staging = self._pool.take(timeout)
         if staging is None:
             raise TimeoutError(
-                f"no pinned memory to send a tensor from within {timeout} s: all {self._pool.blocks} blocks of "
-                f"{self._pool.chunk} bytes are in use; what peers do not acknowledge keeps them"
+                f"a tensor was not sent: no pinned memory came free within {timeout} s. {self._pool.blocks} blocks of "
+                f"{self._pool.chunk} bytes are in use until the receiver acknowledges what was sent"
             )
         return staging
 

@@ -1,12 +1,14 @@
 """Pinned memory of the host, through which tensors go between a device and a connection.
 
-What is written to a channel is kept until its receiver acknowledges it, so a block comes back only then. Two rules
+What is written to a channel is kept until its receiver acknowledges it, so a block comes back only then. Three rules
 keep everything moving with a bounded pool:
 
 - Whoever waits for a block holds none that is still to be written (`rpcgroup.cuda.outbound`). So every block that is
   out is on its way to a device, or written and to be acknowledged.
 - The receiver of a chunk acknowledges it. If it waited for `ACK_BYTES` of the channel (8 MiB), a process that sends to
   eight others at once could have all of its 64 MiB written, less than 8 MiB to each, and wait for ever.
+- What goes to one receiver takes no more than its `Share`: one that is slow, or whose connection is broken until it
+  comes back or is given up, does not keep the others waiting.
 
 A receiver never waits: where the pool has no block, a chunk is received into ordinary memory.
 """
@@ -14,6 +16,7 @@ A receiver never waits: where the pool has no block, a chunk is received into or
 from __future__ import annotations
 
 import ctypes
+import time
 import weakref
 from collections import deque
 from queue import Empty, SimpleQueue
@@ -24,7 +27,7 @@ import torch
 from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.wire.payloads import CHUNK
 
-__all__ = ["LIMIT", "SMALL", "TRANSFER_PRIORITY", "PinnedPool", "Staging", "staging_of"]
+__all__ = ["LIMIT", "SMALL", "TRANSFER_PRIORITY", "PinnedPool", "Share", "Staging", "staging_of"]
 
 LIMIT: Final = 64 << 20
 """Bytes of the process. Sixteen chunks: two for a sender, and some that are written but not yet acknowledged, for each
@@ -114,3 +117,37 @@ class PinnedPool:
     def _give_back(self, pinned: torch.Tensor) -> None:
         self._idle.append(pinned)
         self._permits.put(None)
+
+
+class Share:
+    """Up to so many of a pool's blocks at a time; by default half of them. Thread-safe."""
+
+    def __init__(self, pool: PinnedPool, blocks: int | None = None) -> None:
+        self._pool = pool
+        self.chunk = pool.chunk
+        self.blocks = max(1, pool.blocks // 2) if blocks is None else blocks
+        self._permits: SimpleQueue[None] = SimpleQueue()  # as the pool's
+        for _ in range(self.blocks):
+            self._permits.put(None)
+
+    def try_take(self) -> Staging | None:
+        """As of the pool; None also where the share is in use."""
+        return self.take(0)
+
+    def take(self, timeout: float) -> Staging | None:
+        """As of the pool."""
+        deadline = time.monotonic() + timeout
+        try:
+            self._permits.get(timeout > 0, timeout)
+        except Empty:
+            return None
+        staging = None
+        try:
+            remaining = deadline - time.monotonic()
+            staging = self._pool.take(remaining) if remaining > 0 else self._pool.try_take()
+        finally:
+            if staging is None:
+                self._permits.put(None)
+        if staging is not None:
+            weakref.finalize(staging, self._permits.put, None).atexit = False
+        return staging
