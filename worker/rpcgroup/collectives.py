@@ -129,6 +129,11 @@ class Collectives:
                 return
         self._settle_complete()
 
+    def is_lost(self, name: str) -> bool:
+        """Whether nobody of that name can be expected to come. Blocks where it has to connect to find out."""
+        self._reach(name)
+        return not self._is_here(name)
+
     # -- a member -----------------------------------------------------------------------------------------
 
     def _begin(self, names: Iterable[str]) -> _Id:

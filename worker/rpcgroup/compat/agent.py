@@ -36,6 +36,9 @@ class TensorPipeAgent(RpcAgent):
         self._options = options
         self._world_size = world_size
         self._joined = False
+        called = {member.name: member.called for member in group.members()}
+        self._roster = {name: called.get(name, name) for name in group.roster or called}
+        """What those who have come are called, by name, whatever becomes of them."""
         group.agent.invocation.on_failure = self._print
         group.agent.references.before_remote = require_method
         self._gil_profiling = False
@@ -107,6 +110,13 @@ class TensorPipeAgent(RpcAgent):
 
     # -- the end ------------------------------------------------------------------------------------------
 
+    def meet(self, timeout: float) -> set[str]:
+        """Wait until all of a static group who live are here: what they are called. `timeout` in seconds, 0 = none.
+
+        Raises `GroupError` that names who has not come in time.
+        """
+        return {self._roster[name] for name in self.group.collectives.meet(None, self._roster, timeout)}
+
     def join(self, shutdown: bool = False, timeout: float = 0) -> None:
         """Wait until nobody in the group has work any more; with `shutdown` new calls are refused from then on.
 
@@ -117,8 +127,7 @@ class TensorPipeAgent(RpcAgent):
         if not self.is_static_group:
             group.agent.finish_calls(timeout or math.inf)
             return
-        names = group.roster or [member.name for member in group.members()]
-        rest_together(group.agent, group.collectives, names, timeout or None)
+        rest_together(group.agent, group.collectives, list(self._roster), timeout or None)
         if shutdown:
             group.part()
 

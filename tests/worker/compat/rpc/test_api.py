@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -133,6 +134,64 @@ def test_gatherings(alone: str) -> None:
     assert api._all_gather("mine") == {alone: "mine"}
     api._barrier([alone])
     assert api._all_gather_sequence_id_to_states == {}
+
+
+DEATHS = """
+import os, signal
+from rpcgroup.compat import rpc
+from rpcgroup.errors import PeerUnreachableError
+
+def begin(number, rank):
+    options = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{os.getcwd()}/{number}")
+    rpc.init_rpc(f"w{rank}", rank=rank, world_size=3, rpc_backend_options=options)
+
+def before(rank, dies):
+    if rank == dies:
+        os._exit(0)
+    rpc.shutdown()
+    return "left"
+
+def within(rank, dies):
+    # Before it has given what is its own, or, of the one who leads, before it has told what all have given.
+    rpc.api._tell_followers = lambda *args: os._exit(0)
+    if rank == dies == 2:
+        os._exit(0)
+    if rank != dies:
+        rpc.api._tell_followers = tell
+    try:
+        rpc.api._all_gather(rank)
+    except PeerUnreachableError as exc:
+        assert f"w{dies}" in str(exc)
+        rpc.shutdown()
+        return "told"
+
+tell = rpc.api._tell_followers
+for number, (scenario, dies) in enumerate([(before, 0), (before, 2), (within, 0), (within, 2)]):
+    children = []
+    for rank in range(3):
+        pid = os.fork()
+        if not pid:
+            signal.alarm(30)  # of one that hangs nothing is seen
+            begin(number, rank)
+            os.write(1, f"{scenario.__name__} {dies}: {rank} {scenario(rank, dies)}\\n".encode())
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+"""
+
+
+def test_nobody_waits_for_the_dead(python: Callable[[str], str]) -> None:
+    assert sorted(python(DEATHS).splitlines()) == [
+        "before 0: 1 left",
+        "before 0: 2 left",
+        "before 2: 0 left",
+        "before 2: 1 left",
+        "within 0: 1 told",
+        "within 0: 2 told",
+        "within 2: 0 told",
+        "within 2: 1 told",
+    ]
 
 
 def test_a_gathering_looks_its_parts_up_when_it_needs_them(

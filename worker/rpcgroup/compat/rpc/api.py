@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, TypeVar
 
@@ -26,8 +28,16 @@ from rpcgroup.compat.rpc.internal import (
     _run_function,
     deserialize,
 )
-from rpcgroup.errors import DrainedError, NotInitializedError, PeerUnreachableError, RRefError
+from rpcgroup.errors import (
+    CallTimeoutError,
+    DrainedError,
+    NotInitializedError,
+    PeerUnreachableError,
+    RRefError,
+    UnknownWorkerError,
+)
 from rpcgroup.futures import Future
+from rpcgroup.group import Group
 from rpcgroup.rref.rref import RRef
 from rpcgroup.wire.scripts import ScriptFunction, find_operator, require_arguments
 from rpcgroup.worker_info import WorkerInfo
@@ -45,6 +55,8 @@ __all__ = [
 PyRRef = RRef
 REFERENCES_TIMEOUT: Final = 100.0
 """Seconds for owners to answer that the references held here are deleted."""
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks whether those who are waited for in a gathering live."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
@@ -281,7 +293,8 @@ def _all_gather(
     """What each of these workers has given here, by name: all of the group by default. Blocks until all have come.
 
     Raises `RuntimeError` on the worker with the smallest name, who leads, where the others do not answer in
-    `timeout` seconds, and on the others where the leader does not.
+    `timeout` seconds, and on the others where the leader does not; `PeerUnreachableError` where somebody has died or
+    left, naming who has.
     """
     agent = _get_current_rpc_agent()
     names = set(worker_names or _ALL_WORKER_NAMES)
@@ -300,17 +313,50 @@ def _all_gather(
     else:
         rpc_sync(leader, _gather_to_leader, (sequence_id, own, obj, names), timeout=rpc_timeout)
     state = _state_of(sequence_id)
-    _wait_for(state.proceed_signal, signal_timeout)
-    if own == leader:
-        _tell_followers(sequence_id, state, sorted(names - {leader}), rpc_timeout)
-    with _all_gather_dict_lock:
-        return _all_gather_sequence_id_to_states.pop(sequence_id).gathered_objects
+
+    def missing() -> list[str]:
+        with _all_gather_dict_lock:
+            return sorted(names - state.gathered_objects.keys())
+
+    try:
+        in_time = _wait_for(
+            state.proceed_signal, signal_timeout, missing if own == leader else lambda: [leader]
+        )
+        absent = missing()
+        if own == leader:
+            _tell_followers(sequence_id, state, sorted(names - {leader, *absent}), rpc_timeout)
+        if absent:
+            who = absent if own in state.gathered_objects else leader
+            error = PeerUnreachableError if in_time else CallTimeoutError
+            raise error(
+                f"_all_gather: no word from {who}, {'dead or gone' if in_time else f'in {timeout:.2f} s'}"
+            )
+    finally:
+        with _all_gather_dict_lock:
+            del _all_gather_sequence_id_to_states[sequence_id]
+    return state.gathered_objects
 
 
-def _wait_for(signal: threading.Event, timeout: float | None) -> None:
-    if api._group is not None:
-        api._group.agent.reactor.step_aside()
-    signal.wait(timeout)
+def _wait_for(signal: threading.Event, timeout: float | None, awaited: Callable[[], list[str]]) -> bool:
+    """Until it is set, or none of those who are awaited can come any more; false after `timeout` seconds."""
+    group = api._group
+    if group is None:  # an agent of the program's own
+        return signal.wait(timeout)
+    group.agent.reactor.step_aside()
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while not signal.wait(min(LOOK_INTERVAL, max(0.0, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline:
+            return False
+        if all(_is_lost(group, name) for name in awaited()):
+            break
+    return True
+
+
+def _is_lost(group: Group, name: str) -> bool:
+    try:
+        return group.collectives.is_lost(group.agent.peer(name).record.name)
+    except (DrainedError, PeerUnreachableError, UnknownWorkerError):
+        return True
 
 
 def _tell_followers(sequence_id: str, state: AllGatherStates, names: list[str], timeout: float) -> None:
@@ -340,9 +386,15 @@ def _barrier(worker_names: Collection[str]) -> None:
 
 @_require_initialized
 def _wait_all_workers(timeout: float = DEFAULT_SHUTDOWN_TIMEOUT) -> None:
-    """Block until all workers of the group are here; `timeout` in seconds, 0 = none."""
+    """Block until all workers of the group who live are here; `timeout` in seconds, 0 = none."""
+    agent = _get_current_rpc_agent()
+    meets = isinstance(agent, TensorPipeAgent) and agent.is_static_group
     try:
-        _all_gather(None, timeout=timeout)
+        _all_gather(None, agent.meet(timeout) if meets else None, timeout)
+    except (DrainedError, PeerUnreachableError) as exc:
+        if not meets:
+            raise
+        logger.info("somebody has died since all were here: %s", exc)
     except RuntimeError:
         logger.exception("Failed to respond to 'Shutdown Proceed' in time")
         raise
