@@ -4,13 +4,15 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rpcgroup.cuda.arrival import Arrival
+from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import EARLY_LIMIT
 from rpcgroup.cuda.staging import staging_of
@@ -353,3 +355,50 @@ def test_who_is_told_may_use_the_arrivals(device: RecordingDevice) -> None:
     wire.arrivals.expect(1, [Payload(1, 0)], ready, pytest.fail)
     wire.arrivals.on_chunk(1, 0, 0, bytearray(1))
     assert 2 in wire.ready
+
+
+# -- the checker finds what is left out -------------------------------------------------------------------
+
+
+def test_memory_that_is_received_into_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = RecordingDevice()
+    wire = Wire(device, receiver_blocks=1)
+    monkeypatch.setattr(Completions, "keep", lambda self, thing, stream: None)
+    tensors = [random_bytes(device, 2 * CHUNK)]
+    wire.depart(1, tensors)
+    wire.expect(1, payloads_for(tensors, [1]))
+    wire.deliver()
+    assert "has not synchronized with the read" in "".join(device.violations)
+
+
+def test_a_message_that_goes_on_before_the_last_copy_is_enqueued_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = RecordingDevice()
+    wire = Wire(device)
+    early: list[Events] = []
+    monkeypatch.setattr(Arrival, "_allocate", _recording(Arrival._allocate, early))
+    tensors = [random_bytes(device, CHUNK)]
+    wire.depart(1, tensors)
+    wire.expect(1, payloads_for(tensors, [1]))
+    wire.deliver()
+    wire.ready[1] = early[0]
+    arrived(wire, 1)
+    assert "is not behind the write" in "".join(device.violations)
+
+
+def test_a_tensor_that_is_used_without_its_event_is_found() -> None:
+    device = RecordingDevice()
+    wire = Wire(device)
+    wire.expect(1, [Payload(10, 1)])
+    wire.arrivals.on_chunk(1, 0, 0, bytearray(10))
+    wire.ready[1].tensors[0].cpu()
+    assert "is not behind the write" in "".join(device.violations)
+
+
+def _recording(allocate: Callable[[Arrival], None], events: list[Events]) -> Callable[[Arrival], None]:
+    def allocate_and_record(arrival: Arrival) -> None:
+        allocate(arrival)
+        events.append(arrival._record())
+
+    return allocate_and_record

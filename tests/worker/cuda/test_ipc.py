@@ -277,3 +277,47 @@ def test_a_probe_of_another_size_is_refused(device: RecordingDevice) -> None:
     export = ipc.export(random_bytes(device, CHUNK))
     with pytest.raises(ValueError, match=f"{CHUNK} bytes"):
         answer_probe(device, ipc, export.blob)
+
+
+# -- the checker finds what is left out -------------------------------------------------------------------
+
+
+def test_memory_that_is_read_before_it_is_written_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = RecordingDevice()
+    pair = Pair(device)
+    tensor = random_bytes(device, LARGE)
+    before = device.record(device.new_stream(ZERO))
+    payloads = pair.send(1, [tensor], [0])
+    monkeypatch.setattr(pair.ipc, "open", lambda blob: (tensor.detach(), before))
+    pair.expect(1, payloads)
+    assert "is not behind the write" in "".join(device.violations)
+
+
+def test_a_target_that_is_written_before_it_is_allocated_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = RecordingDevice()
+    pair = Pair(device)
+    payloads = pair.send(1, [random_bytes(device, LARGE)], [1])
+    wait, waits = device.wait, []
+
+    def all_but_the_second(stream: object, event: object) -> None:
+        waits.append(event)
+        if len(waits) != 2:
+            wait(stream, event)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(device, "wait", all_but_the_second)
+    pair.expect(1, payloads)
+    assert len(waits) == 3 and "is not behind the write by the allocation" in "".join(device.violations)
+
+
+def test_memory_that_is_released_before_it_has_been_read_is_found() -> None:
+    device = RecordingDevice()
+    pair = Pair(device)
+    tensor = random_bytes(device, LARGE)
+    payloads = pair.send(1, [tensor], [0])
+    del tensor
+    pair.expect(1, payloads)
+    pair.arrivals.close()
+    pair.exports.release(1)
+    pair.completions._waiting.clear()
+    gc.collect()
+    assert "is freed" in "".join(device.violations)

@@ -4,13 +4,15 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpcgroup.cuda.outbound import SMALL, pack_blocks
+from rpcgroup.cuda.outbound import Departure, pack_blocks
+from rpcgroup.cuda.staging import SMALL
 from rpcgroup.testing.recording_device import RecordingDevice, recording_device
 from tests.worker.cuda.wires import CHUNK, Wire, random_bytes
 
@@ -202,6 +204,53 @@ def test_blocks_hold_every_byte_once_and_in_order(payloads: list[tuple[int, int]
         for start in range(0, size, chunk)
     ]
     assert seen == expected
+
+
+# -- the checker finds what is left out -------------------------------------------------------------------
+
+
+def test_a_tensor_that_is_not_waited_for_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = RecordingDevice()
+    wire = Wire(device)
+    tensor = random_bytes(device, CHUNK)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "wait", lambda stream, event: None)
+        departure = wire.departure(1, [tensor])
+    synchronize, skipped = device.synchronize, []
+
+    def all_but_the_first(event: Any) -> None:
+        if skipped:
+            synchronize(event)
+        skipped.append(event)
+
+    monkeypatch.setattr(device, "synchronize", all_but_the_first)
+    departure.run(wire.put, wire.failed.__setitem__)
+    assert "is not behind the write" in "".join(device.violations)
+
+
+def test_staging_that_is_read_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = RecordingDevice()
+    wire = Wire(device)
+    monkeypatch.setattr(device, "synchronize", lambda event: None)
+    wire.depart(1, [random_bytes(device, CHUNK)])
+    assert "has not synchronized with the write" in "".join(device.violations)
+
+
+def test_a_block_that_comes_back_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = RecordingDevice()
+    wire = Wire(device, blocks=2)
+    monkeypatch.setattr(Departure, "_settle", lambda self, stream: None)
+    departure = wire.departure(1, [random_bytes(device, 4 * CHUNK)])
+
+    def fail(*chunk: Any) -> None:
+        raise ConnectionError("the peer was lost")
+
+    departure.run(fail, wire.failed.__setitem__)
+    for _ in range(2):
+        staging = wire.pool.try_take()
+        assert staging is not None
+        staging.memory(CHUNK)[:] = bytes(CHUNK)
+    assert "has not synchronized with the write" in "".join(device.violations)
 
 
 def test_the_small_are_smaller_than_a_chunk() -> None:
