@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
+from rpcgroup.cuda.runtime import current_runtime
 from rpcgroup.errors import GroupError, PeerUnreachableError, SerializationError
 from rpcgroup.executor import GroupExecutor
 from rpcgroup.functions import async_execution
 from rpcgroup.futures import Future
 from rpcgroup.testing.cluster import LocalCluster
+from rpcgroup.testing.recording_device import recording_device
 
 PATIENCE = 30.0
 
@@ -244,3 +247,21 @@ def test_callbacks_of_a_task_may_submit_more(pool: GroupExecutor) -> None:
 
     again(0, concurrent.futures.Future())
     assert done.result(PATIENCE) == 49 * 49
+
+
+def made_on_device() -> torch.Tensor:
+    device: Any = current_runtime()
+    tensor: torch.Tensor = device.tensor([1.0, 2.0], 1)
+    return tensor
+
+
+def test_who_takes_a_result_is_ordered_behind_its_device() -> None:
+    maps = {"m": {"a": {"cuda:0": "cuda:1"}}}
+    with recording_device() as device, LocalCluster("ma", device_maps=maps) as cluster:
+        held = device.hold(0)
+        with cluster["m"].executor() as pool:
+            result = pool.submit(made_on_device)
+            until(result.done)
+            held.release()
+            total = result.result(PATIENCE) + pool.submit(made_on_device).result(PATIENCE)
+        assert device.to_host(total).tolist() == [2.0, 4.0]

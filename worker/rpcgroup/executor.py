@@ -29,6 +29,16 @@ QUEUE_LIMIT: Final = 100_000
 """Tasks that wait for a worker; `submit` raises beyond."""
 
 
+class _Result(concurrent.futures.Future[Any]):
+    """Of a task. Whoever takes it out waits for the devices that its tensors are on, as of a call's future."""
+
+    answer: Future[Any] | None = None
+
+    def result(self, timeout: float | None = None) -> Any:
+        value = super().result(timeout)
+        return value if self.answer is None else self.answer.wait()
+
+
 class _Task:
     __slots__ = ("args", "function", "future", "kwargs", "retry")
 
@@ -39,7 +49,7 @@ class _Task:
         self.args = args
         self.kwargs = kwargs
         self.retry = retry
-        self.future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self.future = _Result()
 
 
 class GroupExecutor(concurrent.futures.Executor):
@@ -215,7 +225,7 @@ class GroupExecutor(concurrent.futures.Executor):
     def _answered(self, task: _Task, name: str, done: Future[Any]) -> None:
         gone = False
         try:
-            value = done.wait()
+            value = done.value()
         except BaseException as exc:
             refused = isinstance(exc, DrainedError) and f"{name} is leaving" in str(exc)
             lost = isinstance(exc, PeerUnreachableError) and not is_remote(exc)
@@ -225,6 +235,7 @@ class GroupExecutor(concurrent.futures.Executor):
             else:
                 task.future.set_exception(exc)
         else:
+            task.future.answer = done
             task.future.set_result(value)
         self._release(name, gone)
         self._dispatch()
