@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import gc
+import queue
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +120,33 @@ def test_current_streams_are_each_threads_own(device: RecordingDevice) -> None:
 def test_a_device_that_is_not_there(device: RecordingDevice) -> None:
     with pytest.raises(RuntimeError, match="invalid device ordinal: cuda:2, of 2"):
         device.empty(1, torch.device("cuda", 2))
+
+
+def test_threads_hand_tensors_on_in_a_ring(device: RecordingDevice) -> None:
+    ring: list[queue.Queue[Any]] = [queue.Queue() for _ in range(4)]
+
+    def pass_on(number: int) -> None:
+        for _ in range(20):
+            tensor, event = ring[number].get(timeout=30)
+            stream = device.new_stream(ZERO)
+            device.wait(stream, event)
+            device.retain(tensor, stream)
+            with device.use([stream]):
+                tensor = tensor + 1
+                ring[(number + 1) % 4].put((tensor, device.record(stream)))
+
+    threads = [threading.Thread(target=pass_on, args=(number,)) for number in range(4)]
+    for number in range(4):
+        ring[number].put((device.tensor([0.0]), device.record(device.current_stream(ZERO))))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for some in ring:
+        tensor, event = some.get(timeout=30)
+        device.synchronize(event)
+        assert tensor.tolist() == [20.0]
+    device.check()
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------

@@ -87,6 +87,17 @@ def test_a_write_over_a_read() -> None:
     assert program.violations == ["m: the write by a write on a is not behind the read by a read on b"]
 
 
+def test_a_write_over_the_reads_of_two() -> None:
+    program = Program()
+    c = Lane("c")
+    for lane in (program.b, c):
+        program.after(lane, program.a)
+        program.read(lane)
+    program.after(program.a, c)
+    program.write(program.a)
+    assert program.violations == ["m: the write by a write on a is not behind the read by a read on b"]
+
+
 def test_two_reads_need_no_order() -> None:
     program = Program()
     program.after(program.b, program.a)
@@ -112,6 +123,13 @@ def test_bytes_that_do_not_meet_need_no_order() -> None:
     assert program.violations == []
     program.write(program.a, Span(7, 9))
     assert len(program.violations) == 1
+
+
+def test_no_bytes_are_no_use() -> None:
+    program = Program()
+    program.write(program.b, Span(0, 0))
+    program.order.free(program.memory, "del")
+    assert program.violations == []
 
 
 def test_what_the_host_has_synchronized_with_is_before_all_that_is_enqueued_later() -> None:

@@ -122,14 +122,13 @@ class CurrentStreams(Generic[S]):
         return pass_
 
     def _start(self, number: int) -> _Pass[S]:
-        callers, behind = self._local.streams, {}
-        if (
-            self._local.passes
-        ):  # a node has called the engine: what the node is behind is before all of this pass
+        callers = self._local.streams
+        if self._local.passes:  # a node has called the engine
             outer: _Pass[S] = self._local.passes[-1]
-            callers, behind = outer.streams, dict(outer.behind)
-            outer.entered.update(s for d, s in callers.items() if s is outer.engines[d])
-        behind.update((stream, self._record(stream)) for stream in callers.values())
+            callers = outer.streams
+            for device in callers:
+                self._enter(outer, device)
+        behind = {stream: self._record(stream) for stream in callers.values()}
         return _Pass(number, callers, callers, callers, behind)
 
     def _is_among(self, number: int) -> bool:

@@ -91,8 +91,9 @@ class StreamOrder:
         """`work` says what and where, for people."""
         time = self._advance(lane)
         for memory, span, writes in uses:
-            memory.users.add(lane)
-            self._use(memory, Access(lane, time, span, writes, work), lane.clock)
+            if span.start < span.end:
+                memory.users.add(lane)
+                self._use(memory, Access(lane, time, span, writes, work), lane.clock)
 
     def snapshot(self, lane: Lane) -> Clock:
         """The clock of an event that is recorded now."""
