@@ -388,18 +388,6 @@ def filled(device: RecordingDevice, where: torch.device = ONE) -> Future[torch.T
     return future
 
 
-def test_devices_are_given_as_to_torch() -> None:
-    assert Future(devices=[1, "cuda:0", TWO])._devices == (ONE, TWO)
-    for none in (None, [], ["cpu:0"]):
-        assert Future(devices=none)._devices == ()
-    for bad, why in (
-        (["cuda"], "Expected devices to have indices, got cuda"),
-        (["cpu:0", "cuda:0"], "Expected all devices to be of the same type, got cpu:0 and cuda:0"),
-    ):
-        with pytest.raises(ValueError, match=why):
-            Future(devices=bad)
-
-
 def test_without_an_accelerator_devices_have_no_effect() -> None:
     assert current_runtime() is None
     future: Future[torch.Tensor] = Future(devices=[0])

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from rpcgroup.cuda.events import Events
+from rpcgroup.cuda.expected import expected_devices, require_expected
 from rpcgroup.cuda.extraction import device_tensors
 from rpcgroup.cuda.runtime import Runtime, current_runtime
 from rpcgroup.errors import and_runtime_error
@@ -66,7 +67,7 @@ class Future(torch.futures.Future[T]):
         if not devices:
             super(torch.futures.Future, self).__init__([])
         else:
-            self._devices, self._priority = _expected(devices), priority
+            self._devices, self._priority = expected_devices(devices), priority
             self._make_torch_part()
         self._unclaimed = _thread.allocate_lock()
 
@@ -275,12 +276,7 @@ class Future(torch.futures.Future[T]):
         if runtime is None:
             return None
         tensors = device_tensors(value, runtime)
-        unexpected = {tensor.device for tensor in tensors}.difference(self._devices)
-        if unexpected:
-            raise ValueError(
-                f"The result contained tensors residing on device(s) {_listed(unexpected)} "
-                f"which are not among the expected device(s) {_listed(self._devices)}"
-            )
+        require_expected(tensors, self._devices)
         return Events.record(runtime, tensors)
 
     def _make_torch_part(self) -> None:
@@ -360,27 +356,6 @@ def _events_of(futures: list[torch.futures.Future[Any]], runtime: Runtime) -> Ev
         for future in torchs:
             future.wait()  # torch's, of one that is done: it orders the current streams
         return Events.record(runtime, tensors)
-
-
-def _expected(devices: Iterable[int | str | torch.device]) -> tuple[torch.device, ...]:
-    """Those that are no CPU, sorted; as torch takes them, whose refusals these are."""
-    expected = {torch.device("cuda", d) if isinstance(d, int) else torch.device(d) for d in devices}
-    for device in expected:
-        if device.index is None:
-            raise ValueError(f"Expected devices to have indices, got {device}")
-    kinds = {device.type for device in expected}
-    if len(kinds) > 1:
-        raise ValueError(f"Expected all devices to be of the same type, got {_listed(expected)}")
-    return tuple(_in_order(expected)) if kinds != {"cpu"} else ()
-
-
-def _in_order(devices: Iterable[torch.device]) -> list[torch.device]:
-    return sorted(devices, key=lambda device: (device.type, device.index))
-
-
-def _listed(devices: Iterable[torch.device]) -> str:
-    *others, last = map(str, _in_order(devices))
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _and_runtime_error(exc: BaseException) -> BaseException:

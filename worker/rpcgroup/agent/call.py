@@ -80,7 +80,7 @@ class Call:
         """The thread that decodes it waits for it."""
         events.wait()  # what decoding enqueues is ordered too
         value = self.link.decode_answer(kind, flags, body)
-        events.take_over(non_blocking=False)
+        events.hold_host()
         return value
 
     def wait(self) -> Any:

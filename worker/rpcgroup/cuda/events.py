@@ -67,17 +67,19 @@ class Events:
             self._runtime.synchronize(event)
 
     def take_over(self, non_blocking: bool) -> None:
-        """This thread waits for the value: its current streams do, and the host too unless `non_blocking`.
-
-        Within a `callback` the host never does. Raises what a device has failed with.
-        """
+        """This thread waits for the value: its current streams do, and the host too unless `non_blocking`."""
         self.wait()
-        if not (non_blocking or _thread.in_callback):
+        if not non_blocking:
+            self.hold_host()
+
+    def hold_host(self) -> None:
+        """`synchronize`, save within a `callback`: others wait for what that has to do."""
+        if not _thread.in_callback:
             self.synchronize()
 
     @contextmanager
     def callback(self, devices: Iterable[torch.device], priority: int) -> Iterator[None]:
-        """`after`, for a callback: no `take_over` in it blocks on a device."""
+        """`after`, for a callback: nothing that it takes over blocks it on a device."""
         nested, _thread.in_callback = _thread.in_callback, True
         try:
             with self.after(devices, priority):
