@@ -310,3 +310,20 @@ def test_an_op_in_place_is_a_node_of_its_own_stream(device: RecordingDevice) -> 
     middle.backward(device.tensor([1.0]))
     assert seen == [side]
     device.check()
+
+
+def test_an_op_in_place_on_a_view_makes_a_node_for_its_base(device: RecordingDevice) -> None:
+    leaf = device.tensor([1.0, 1.0]).requires_grad_()
+    base = leaf * 2
+    side = device.new_stream(ZERO)
+    order(device, base, side)
+    seen = []
+    with device.use([side]):
+        base[:1].mul_(2)
+    base.register_hook(lambda grad: seen.append(device.current_stream(ZERO)))
+    device.wait(device.current_stream(ZERO), device.record(side))
+    base.backward(device.tensor([1.0, 1.0]))
+    assert seen == [side]
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [4.0, 2.0]
+    device.check()
