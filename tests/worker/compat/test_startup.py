@@ -43,6 +43,17 @@ def test_it_costs_nothing_without_torch(python: Python) -> None:
     ) == ("False False\n")
 
 
+def test_who_asks_for_torch_before_importing_it_changes_nothing(python: Python) -> None:
+    program = """
+        import importlib.util, sys
+        for _ in range(2):
+            assert importlib.util.find_spec("torch")
+        import torch.distributed.rpc
+        print(torch.distributed.rpc.__name__, [f for f in sys.meta_path if "startup" in type(f).__module__])
+    """
+    assert python(program, RPCGROUP_COMPAT="torch") == "rpcgroup.compat.rpc []\n"
+
+
 def test_torch_is_loaded_as_it_would_be_otherwise(python: Python) -> None:
     program = """
         import inspect, sys

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -21,23 +22,31 @@ __all__ = ["install_with_torch"]
 
 
 class _AfterTorch(MetaPathFinder):
-    """Finds torch as it would be found otherwise, and installs when it has run."""
+    """Finds torch as it would be found otherwise, and installs when it has run: until then it stays in its place."""
+
+    def __init__(self) -> None:
+        self._search = threading.local()
+        """`inside` while this thread asks the other finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "torch":
+        if fullname != "torch" or getattr(self._search, "inside", False):
             return None
-        sys.meta_path.remove(self)  # the search goes past it, and torch is imported once
-        spec = importlib.util.find_spec(fullname)
+        self._search.inside = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._search.inside = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
 
 class _Loader(Loader):
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, finder: _AfterTorch) -> None:
         self._loader = loader
+        self._finder = finder
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)  # what else is asked of a loader, `get_source` for example
@@ -50,6 +59,8 @@ class _Loader(Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
         from rpcgroup.compat import install
 
         install()
