@@ -269,6 +269,19 @@ def test_a_host_that_falls_silent_is_given_up(how: str) -> None:
         gates["g"].set_result(1)
 
 
+def test_a_host_that_falls_silent_is_noticed_for_those_who_listen() -> None:
+    network = FaultyTransport(MemoryTransport())
+    with LocalCluster("ab", transport=network, options=AgentOptions(suspicion=0.1, silence=0.05)) as cluster:
+        a = cluster.agent("a")
+        lost: list[BaseException] = []
+        a.rpc_sync("b", echo, (1,))
+        a._link("b").listen(lost.append)
+        until(lambda: a.monitor.cold)
+        network.silence(cluster.address("b"))
+        until(lambda: lost)
+        assert isinstance(lost[0], PeerUnreachableError)
+
+
 def test_a_caller_that_comes_back_too_late_is_told_so() -> None:
     """The callee has forgotten what it ran: better an error than a second run."""
     network = FaultyTransport(MemoryTransport())

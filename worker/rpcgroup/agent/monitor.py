@@ -127,7 +127,7 @@ class Monitor:
         if self.next_deadline < math.inf:
             wake_at.append(self.next_deadline)
         now = time.monotonic()
-        if any(link.pending for link in self._agent.links()):
+        if any(link.pending or link.listeners for link in self._agent.links()):
             wake_at.append(now + HEARTBEAT)
         return min(max(0.0, min(wake_at) - now), LONGEST_SLEEP) if wake_at else -1
 
