@@ -118,20 +118,14 @@ class Arrival:
         """Enqueue the copy from the sender's memory, which is on its device."""
         runtime, ipc = self._runtime, self._ipc
         assert ipc is not None
-        device = ipc.device_of(payload.blob)
-        allocated, stream = self._stream(target.device), self._stream(device)
-        with runtime.use([stream]):
+        stream = self._stream(ipc.device_of(payload.blob))
+        with runtime.use([self._stream(target.device), stream]):
             source, written = ipc.open(payload.blob)
             self._sources.append(source)
             if source.nbytes != payload.size:
                 raise RemoteProtocolError(f"a payload of {payload.size} bytes shares {source.nbytes}")
             runtime.wait(stream, written)
-            if stream is not allocated:
-                runtime.wait(stream, runtime.record(allocated))
-                runtime.retain(target, stream)
             runtime.copy(target, source)
-        if stream is not allocated:
-            runtime.wait(allocated, runtime.record(stream))
 
     def _let_go(self) -> None:
         """Release the sender's memory when it has been read, as far as it is being read."""

@@ -84,7 +84,10 @@ class Runtime(Protocol):
         ...
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Enqueue a copy on the current stream: of the device of `source`, else of `target`. Does not block."""
+        """Enqueue a copy on the current stream: of the device of `source`, else of `target`. Does not block.
+
+        Between two devices it is behind the current streams of both, and they are behind it.
+        """
         ...
 
 
