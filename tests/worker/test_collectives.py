@@ -9,9 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from rpcgroup.errors import GroupError, PeerUnreachableError
 from rpcgroup.testing.cluster import LocalCluster
+from rpcgroup.testing.recording_device import recording_device
 
 PATIENCE = 30.0
 SHORT = 0.2
@@ -182,3 +184,22 @@ def test_who_lives_and_does_not_come_is_named(meet: Callers) -> None:
     for future in meet("abc", timeout=SHORT):
         with pytest.raises(GroupError, match=r"1 of 4 members did not come within 0.2 s: d"):
             future.result(PATIENCE)
+
+
+def test_tensors_on_devices_are_gathered_in_order(threads: ThreadPoolExecutor) -> None:
+    """Each gives one from a stream of its own, and uses all: a's devices are the two of the leader."""
+    one, two = torch.device("cuda", 0), torch.device("cuda", 1)
+    maps = {
+        "a": {"b": {"cuda:0": "cuda:1", "cuda:1": "cuda:0"}},
+        "b": {"a": {"cuda:0": "cuda:1", "cuda:1": "cuda:0"}},
+    }
+    with recording_device(pool=32) as device, LocalCluster("ab", device_maps=maps) as cluster:
+
+        def give(name: str, where: torch.device, value: float) -> dict[str, list[float]]:
+            with device.use([device.new_stream(where)]):
+                tensor = device.tensor([value], where)
+                objects = cluster[name].collectives.all_gather(tensor, "ab", PATIENCE)
+                return {key: device.to_host(got + 1).tolist() for key, got in objects.items()}
+
+        gathered = [threads.submit(give, *what) for what in (("a", one, 1.0), ("b", two, 2.0))]
+        assert [each.result(PATIENCE) for each in gathered] == [{"a": [2.0], "b": [3.0]}] * 2

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from rpcgroup.agent.agent import Agent
 from rpcgroup.errors import DrainedError, GroupError, PeerUnreachableError, UnknownWorkerError
 from rpcgroup.functions import async_execution
-from rpcgroup.futures import Future
+from rpcgroup.futures import Future, collect_all
 
 __all__ = ["Collectives"]
 
@@ -53,12 +53,20 @@ class _Outcome(NamedTuple):
 class _Gathering:
     id: _Id
     deadline: float
-    objects: dict[str, Any] = field(default_factory=dict)
-    outcome: Future[_Outcome] = field(default_factory=Future)
+    outcome: Future[_Outcome]
+    given: dict[str, Future[Any]] = field(default_factory=dict)
+    """Settled: what each has given, with where its tensors are in order."""
 
     @property
     def missing(self) -> list[str]:
-        return [name for name in self.id.expected if name not in self.objects]
+        return [name for name in self.id.expected if name not in self.given]
+
+    def end(self, lost: list[str], late: list[str]) -> None:
+        def tell(_: Any) -> None:
+            objects = {name: given.value() for name, given in self.given.items()}
+            self.outcome.set_result(_Outcome(objects, lost, late))
+
+        collect_all(list(self.given.values())).add_done_callback(tell)
 
 
 class Collectives:
@@ -120,7 +128,7 @@ class Collectives:
     def guests(self) -> int:
         """Calls of others that are answered when a gathering is complete."""
         with self._lock:
-            return sum(len(g.objects.keys() - {self._agent.name}) for g in self._gatherings.values())
+            return sum(len(g.given.keys() - {self._agent.name}) for g in self._gatherings.values())
 
     def members_changed(self) -> None:
         """Somebody may not come any more."""
@@ -157,6 +165,8 @@ class Collectives:
     def contribute(self, id: _Id, name: str, obj: Any, timeout: float) -> Future[_Outcome]:
         """Of one member, to a gathering led from here; the first to come is the one that begins it."""
         deadline = time.monotonic() + timeout if timeout else 0.0
+        given = self._new_future()
+        given.set_result(obj)
         with self._lock:
             if id in self._ended_without:
                 missed: Future[_Outcome] = Future()
@@ -164,11 +174,11 @@ class Collectives:
                 return missed
             gathering = self._gatherings.get(id)
             if gathering is None:
-                gathering = self._gatherings[id] = _Gathering(id, deadline)
+                gathering = self._gatherings[id] = _Gathering(id, deadline, self._new_future())
                 self._agent.monitor.call_later(FIRST_LOOK, lambda: self._look_after(id))
             if deadline and (not gathering.deadline or deadline < gathering.deadline):
                 gathering.deadline = deadline
-            gathering.objects[name] = obj
+            gathering.given[name] = given
             new_deadline = gathering.deadline == deadline
         if new_deadline and timeout:
             self._agent.monitor.call_later(timeout, self._settle_complete)
@@ -190,7 +200,11 @@ class Collectives:
                         self._remember(gathering.id, _Outcome({}, lost, late))
                     ended.append((gathering, lost, late))
         for gathering, lost, late in ended:
-            gathering.outcome.set_result(_Outcome(gathering.objects, lost, late))
+            gathering.end(lost, late)
+
+    def _new_future(self) -> Future[Any]:
+        on_devices = self._agent.on_devices
+        return Future(devices=on_devices.devices) if on_devices is not None else Future()
 
     def _remember(self, id: _Id, outcome: _Outcome) -> None:
         self._ended_without[id] = outcome

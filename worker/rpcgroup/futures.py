@@ -11,7 +11,7 @@ import _thread
 import asyncio
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -149,11 +149,13 @@ class Future(torch.futures.Future[T]):
         devices, priority = self._placement()
         result: Future[S] = Future(devices=devices, priority=priority) if devices else Future()
 
+        def settle(done: Future[T]) -> None:
+            result.set_result(callback(done))
+
         def run(done: Future[T]) -> None:
             try:
                 if devices:
-                    with done._streams():
-                        result.set_result(callback(done))
+                    done._call_on_streams(settle)
                 else:
                     result.set_result(callback(done))
             except BaseException as exc:
@@ -164,15 +166,21 @@ class Future(torch.futures.Future[T]):
 
     def add_done_callback(self, callback: Callable[[Future[T]], None]) -> None:
         """As `then`, without a result; what it raises is logged."""
-        if not self._placement()[0]:
+        if self._placement()[0]:
+            self._when_settled(lambda done: done._call_on_streams(callback))
+        else:
             self._when_settled(callback)
-            return
 
-        def run(done: Future[T]) -> None:
-            with done._streams():
-                callback(done)
-
-        self._when_settled(run)
+    def _call_on_streams(self, callback: Callable[[Future[T]], None]) -> None:
+        """Where the device gives none it is called all the same, with a future that failed so: others wait for it."""
+        done = self
+        with ExitStack() as entered:
+            try:
+                entered.enter_context(self._streams())
+            except BaseException as exc:
+                done = Future()
+                done.set_exception(exc)
+            callback(done)
 
     @contextmanager
     def _streams(self) -> Iterator[None]:
