@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.distributed import HashStore
 
 from rpcgroup.agent.agent import Agent
+from rpcgroup.agent.call import Call
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.errors import PeerUnreachableError
@@ -28,6 +29,7 @@ from rpcgroup.membership.store.dynamic import DynamicRendezvous
 from rpcgroup.rref.rref import RRef
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.transport.memory import MemoryTransport
+from rpcgroup.wire.messages import MessageType
 from tests.worker.autograd.programs import (
     DEPTH,
     Step,
@@ -247,6 +249,15 @@ def test_a_call_that_failed_is_no_part_of_the_graph(group: LocalCluster, how: st
                 a.rpc_async("b", fail, (x,)).wait()
         a.autograd.backward(context.id, [a.rpc_sync("c", double, (x,)).sum()], False)
         assert context.gradients()[x].tolist() == [2, 2]
+
+
+def test_a_call_that_was_never_sent_is_no_part_of_the_graph(group: LocalCluster) -> None:
+    link, x = group.agent("a")._link("b"), leaf(1.0)
+    link.fail(PeerUnreachableError("lost"))
+    with context_at("a") as context:
+        with pytest.raises(PeerUnreachableError):
+            link.call(MessageType.PYTHON_CALL, double, (x,), None, PATIENCE, Call(), context)
+        assert not context.sends
 
 
 @torch.jit.script

@@ -196,7 +196,7 @@ class Link:
         )
         self.activity = id
         if self.failure is not None and pending.pop(id, None) is not None:
-            raise self._failed()
+            raise self._unsent(call)
         monitor = self._monitor
         if monitor.cold:
             monitor.wake()
@@ -438,6 +438,12 @@ class Link:
         future.fail(error)
         if not future.waited:
             self.agent.pool.submit(self.settle)
+
+    def _unsent(self, call: Call) -> BaseException:
+        """What to raise for a call that the failure came before."""
+        if call.withdraw is not None:
+            call.withdraw()
+        return self._failed()
 
     def _failed(self) -> BaseException:
         # An instance for each call: a traceback belongs to one thread.

@@ -169,7 +169,7 @@ class FaultyLink(Link):
         self.pending[id] = call
         self.activity = id
         if self.failure is not None and self.pending.pop(id, None) is not None:
-            raise self._failed()
+            raise self._unsent(call)
 
         def write() -> None:
             channel = self.channel
