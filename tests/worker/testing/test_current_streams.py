@@ -327,3 +327,20 @@ def test_an_op_in_place_on_a_view_makes_a_node_for_its_base(device: RecordingDev
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [4.0, 2.0]
     device.check()
+
+
+def test_the_zeros_that_the_engine_makes_are_the_hosts_and_do(device: RecordingDevice) -> None:
+    class Both(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: torch.Tensor) -> Any:
+            return tensor * 2, tensor * 3
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+            return grads[0] * 2 + grads[1] * 3
+
+    leaf = device.tensor([1.0, 1.0]).requires_grad_()
+    Both.apply(leaf)[0].backward(device.tensor([1.0, 1.0]))
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [2.0, 2.0]
+    device.check()

@@ -254,6 +254,17 @@ def test_an_event_that_is_done_has_been_seen_by_the_host(device: RecordingDevice
     device.check()
 
 
+def test_pinned_memory_is_forgotten_with_its_last_view(device: RecordingDevice) -> None:
+    part = device.pinned(8)[4:]
+    assert device.memory_of(part) is not None
+    bytes_ = device.host_memory(part)
+    del part
+    assert len(device._pinned) == 1
+    del bytes_
+    gc.collect()
+    assert not device._pinned
+
+
 def test_memory_of_the_host_that_is_not_pinned(device: RecordingDevice) -> None:
     plain = torch.zeros(4, dtype=torch.uint8)
     with pytest.raises(AssertionError, match="not pinned"):
