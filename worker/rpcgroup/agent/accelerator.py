@@ -56,7 +56,7 @@ class Accelerator:
         device = torch.device("cuda", index)
         dense = tensor.contiguous()
         copy = self.runtime.empty(dense.nbytes, device)
-        self.runtime.copy(copy, dense.view(-1).view(torch.uint8))
+        copy.copy_(dense.view(-1).view(torch.uint8))  # not pinned, so it blocks
         self.runtime.synchronize(self.runtime.record(self.runtime.current_stream(device)))
         return copy.view(tensor.dtype).view(tensor.shape)
 
