@@ -13,8 +13,13 @@ MIRRORS = {
     ROOT / "tests/examples": ROOT / "examples",
     ROOT / "tests/benchmarks": ROOT / "benchmarks",
 }
-OF_SEVERAL_MODULES = {"agent/test_concurrency.py", "agent/test_over_tls.py", "agent/test_references.py"}
-"""What no single module does: races between the agent's threads; references, and TLS, over real agents."""
+OF_SEVERAL_MODULES = {
+    "agent/test_concurrency.py",
+    "agent/test_on_devices.py",
+    "agent/test_over_tls.py",
+    "agent/test_references.py",
+}
+"""What no single module does: races between the agent's threads; references, TLS, and devices, over real agents."""
 
 TESTS = sorted(
     (test, tests, sources)
