@@ -18,6 +18,7 @@ from torch.distributed import HashStore
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.options import AgentOptions
+from rpcgroup.agent.peer import Peer
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.functions import async_execution
@@ -340,6 +341,43 @@ def test_an_error_far_away_comes_back_and_names_the_worker(group: LocalCluster) 
         fine = a.rpc_sync("b", double, (x,)).sum()
         assert a.autograd.debug_info()["num_current_backward_passes"] == "0"
         assert fine.requires_grad
+
+
+def ask_c_for_a_leaf() -> torch.Tensor:
+    return cluster.agent("b").rpc_sync("c", leaf, (2.0,))
+
+
+def test_an_outcome_that_could_not_be_told_is_told_again(
+    group: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, to_a = group.agent("a"), group.agent("c").peer("a")
+    attempts: list[int] = []
+
+    def link() -> Any:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise PeerUnreachableError("a is out of reach for a moment")
+        return Peer.link(to_a)
+
+    with context_at("a") as context:
+        loss = a.rpc_sync("b", ask_c_for_a_leaf).sum()
+        monkeypatch.setattr(to_a, "link", link)
+        a.autograd.backward(context.id, [loss], False)
+    assert len(attempts) >= 2
+
+
+def test_gradients_that_cannot_be_read_end_the_pass(
+    group: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*args: Any) -> Any:
+        raise ValueError("garbled")
+
+    a, codec = group.agent("a"), group.agent("b").invocation._codec
+    with context_at("a") as context:
+        loss = a.rpc_sync("b", double, (leaf(1),)).sum()
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="garbled"):
+            patch.setattr(codec, "decode", decode)
+            a.autograd.backward(context.id, [loss], False)
 
 
 def test_an_error_here(group: LocalCluster) -> None:

@@ -34,7 +34,9 @@ class NotingPort:
         self.cleanups: list[tuple[int, int, Done]] = []
         self.asked: list[tuple[int, int, Callable[[bool | None], None]]] = []
         self.propagated: list[tuple[int, Head, Sequence[torch.Tensor | None], Lost]] = []
-        self.reports: list[tuple[Head, Outgoing]] = []
+        self.reports: list[tuple[int, Outgoing]] = []
+        self.attempts: list[tuple[int, Done]] = []
+        """To report: the id of each report, and what its answer is told to."""
         self.forgotten: list[Lost] = []
         self.delayed: list[tuple[float, Callable[[], None]]] = []
 
@@ -49,8 +51,9 @@ class NotingPort:
     ) -> None:
         self.propagated.append((to, head, grads, lost))
 
-    def report(self, head: Head, outcome: Outgoing) -> None:
-        self.reports.append((head, outcome))
+    def report(self, head: Head, outcome: Outgoing, done: Done) -> None:
+        self.reports.append((head.pass_id, outcome))
+        self.attempts.append((head.message_id, done))
 
     def forget(self, lost: Lost) -> None:
         self.forgotten.append(lost)
@@ -228,7 +231,7 @@ def test_a_receiver_that_is_not_known_yet_is_waited_for(container: Container, po
     container.on_propagation(head, [torch.ones(1)])
     assert not port.reports
     container.on_propagation(head._replace(message_id=8), [torch.ones(1)])
-    assert port.reports == [(head, [2, 2])] and context.gradients()[x].tolist() == [2]
+    assert port.reports == [(head.pass_id, [2, 2])] and context.gradients()[x].tolist() == [2]
 
 
 def background(container: Container, loss: torch.Tensor, context_id: int) -> Future[None]:
@@ -263,10 +266,11 @@ def test_backward_ends_when_all_that_was_sent_is_accounted_for(
     assert (to, first.context_id, first.message_id, first.origin) == (OTHER, context.id, 5, ME)
     assert grads[0] is not None and grads[0].tolist() == [3, 3]
     assert (second.message_id, first.weight, second.weight) == (6, 1, 1)
-    container.on_outcome(first, [first.weight])
-    container.on_outcome(second, [2])
+    container.on_outcome(first._replace(message_id=50), [first.weight])
+    for _ in range(2):  # it was told again
+        container.on_outcome(second._replace(message_id=51), [2])
     assert not future.done()
-    container.on_outcome(second, [2])
+    container.on_outcome(second._replace(message_id=52), [2])
     future.result(10)
     assert lost in port.forgotten
     container.on_outcome(second, [2])  # late, and of no interest
@@ -300,11 +304,32 @@ def test_gradients_that_arrive_are_sent_on_with_their_weight(container: Containe
     to, sent, _, lost = port.propagated[0]
     assert to == OTHER and sent == head._replace(message_id=5) and not port.reports
     container.on_propagation(head._replace(message_id=8, weight=6), [None])
-    assert port.reports == [(head, [6])]  # nothing is left to run
+    assert port.reports == [(head.pass_id, [6])]  # nothing is left to run
     assert context.gradients()[x].tolist() == [1, 1]
     failure = PeerUnreachableError("it died")
     lost(failure)
-    assert port.reports[1] == (head, failure)
+    assert port.reports[1] == (head.pass_id, failure)
+
+
+def test_a_report_is_repeated_until_it_is_answered_or_nobody_is_there(
+    container: Container, port: NotingPort
+) -> None:
+    head = Head(3 << 48, 7, pass_id=1, origin=THIRD)
+    for number in range(2):
+        container.report(head, [number])
+        port.attempts.pop()[1](None)
+    container.report(head, [2])
+    (first, done) = port.attempts.pop()
+    done(TimeoutError())
+    (delay, again) = port.delayed.pop()
+    again()
+    (second, done) = port.attempts.pop()
+    assert first == second
+    done(TimeoutError())
+    port.members.remove(THIRD)
+    assert port.delayed[0][0] > delay
+    port.delayed.pop()[1]()
+    assert port.reports == [(1, [0]), (1, [1]), (1, [2]), (1, [2])] and not port.delayed
 
 
 def test_a_weight_is_kept_until_everything_has_been_run(container: Container, port: NotingPort) -> None:
@@ -317,7 +342,7 @@ def test_a_weight_is_kept_until_everything_has_been_run(container: Container, po
     container.on_propagation(head, [torch.ones(2)])
     assert not port.reports
     container.on_propagation(head._replace(message_id=8, weight=2), [torch.ones(2)])
-    assert port.reports == [(head, [2, 4])]
+    assert port.reports == [(head.pass_id, [2, 4])]
 
 
 def test_a_send_that_is_never_heard_of_ends_the_pass_by_its_timeout(

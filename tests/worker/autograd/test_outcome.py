@@ -14,6 +14,11 @@ def test_it_ends_once_when_all_is_back() -> None:
     assert ends == [1] and outcome.error is None
 
 
+def test_a_report_counts_once() -> None:
+    outcome = Outcome(lambda: None)
+    assert [outcome.is_repeated(report) for report in (1, 2, 1)] == [False, False, True]
+
+
 def test_the_first_error_ends_it() -> None:
     ends: list[int] = []
     outcome = Outcome(lambda: ends.append(1))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AutogradPort", "ForwardedSession", "as_taken", "decode_answer", "encode_request"]
 
-CLEANUP_TIMEOUT: Final = 5.0
+ANSWER_TIMEOUT: Final = 5.0
 """Seconds for one attempt; it is repeated."""
 NEWS_PAUSE: Final = 0.05
 """Seconds between two looks whether there is news of a worker that others know already."""
@@ -95,17 +95,20 @@ class AutogradPort:
         if link is not None:
             link.listeners.pop(lost, None)
 
-    def report(self, head: Head, outcome: Outgoing) -> None:
+    def report(self, head: Head, outcome: Outgoing, done: Done) -> None:
         what = (
             describe_exception(outcome, self._agent.where) if isinstance(outcome, BaseException) else outcome
         )
-        encoded = self._agent.codec.encode((head.pack(), what))
-        self._reach(head.origin, lambda peer: peer.link().post(_OUTCOME, encoded), _nobody_listens)
+        self._tell(head.origin, _OUTCOME, (head.pack(), what), done)
 
     def cleanup(self, to: int, context_id: int, done: Done) -> None:
+        self._tell(to, _CLEANUP, (Head(context_id).pack(),), done)
+
+    def _tell(self, to: int, kind: int, values: tuple[Any, ...], done: Done) -> None:
+        """What is answered with nothing."""
+
         def send(peer: Peer) -> None:
-            head = Head(context_id).pack()
-            future = peer.link().send(_CLEANUP, 0, (head,), 0, CLEANUP_TIMEOUT, CallFuture.pending())
+            future = peer.link().send(kind, 0, values, 0, ANSWER_TIMEOUT, CallFuture.pending())
             future.add_done_callback(answered)
 
         def answered(future: Future[Any]) -> None:
@@ -121,7 +124,7 @@ class AutogradPort:
     def ask(self, to: int, context_id: int, answer: Callable[[bool | None], None]) -> None:
         def send(peer: Peer) -> None:
             head = Head(context_id).pack()
-            future = peer.link().send(_QUERY, 0, (head,), 0, CLEANUP_TIMEOUT, CallFuture.pending())
+            future = peer.link().send(_QUERY, 0, (head,), 0, ANSWER_TIMEOUT, CallFuture.pending())
             future.add_done_callback(answered)
 
         def answered(future: Future[Any]) -> None:
@@ -182,10 +185,6 @@ def _try(send: Callable[[Peer], None], peer: Peer, failed: Lost) -> None:
         send(peer)
     except Exception as exc:
         failed(exc)
-
-
-def _nobody_listens(error: BaseException) -> None:
-    """The worker that called backward is gone: nobody waits for the outcome."""
 
 
 def wrap(head: Head, encoded: Encoded) -> Encoded:

@@ -470,15 +470,21 @@ class Invocation:
         _, flags, _, _, _, body = frame
         try:
             head = head_of(body)
-            assert body is not None
-            grads = self._codec.decode(flags & FORMAT_MASK, unwrap(body))
-            self._agent.autograd.on_propagation(head, grads, events_of(frame))
         except BaseException:
             _log.exception("gradients from %s could not be used", session.peer.name)
+            return
+        assert body is not None
+        autograd = self._agent.autograd
+        try:
+            grads = self._codec.decode(flags & FORMAT_MASK, unwrap(body))
+            autograd.on_propagation(head, grads, events_of(frame))
+        except BaseException as exc:
+            autograd.report(head, exc)
 
     def _backward_outcome(self, session: Session, frame: Frame) -> None:
         """What became of a part of a pass that was called here."""
-        _, flags, _, _, _, body = frame
+        _, flags, id, _, _, body = frame
+        session.begin(id)
         try:
             head, outcome = self._codec.decode(flags & FORMAT_MASK, body)
             if isinstance(outcome, bytes):
@@ -486,6 +492,7 @@ class Invocation:
             self._agent.autograd.on_outcome(read_head(head), outcome)
         except BaseException:
             _log.exception("the outcome of a backward pass from %s could not be used", session.peer.name)
+        session.answer_nothing(id)  # also then: to be told it again would not help
 
     def _cleanup_request(self, session: Session, frame: Frame) -> None:
         _, flags, id, _, _, body = frame

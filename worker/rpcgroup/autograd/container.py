@@ -29,7 +29,7 @@ __all__ = ["Container", "CurrentContext"]
 RELEASED_KEPT: Final = 1024
 """Ids of released contexts, for messages of them that are late."""
 RETRY_SECONDS: Final = 0.1
-"""Before a release is told again to one who did not answer; doubled each time."""
+"""Before a release or an outcome is told again to one who did not answer; doubled each time."""
 LONGEST_RETRY_SECONDS: Final = 5.0
 INCARNATION_BITS: Final = 16
 """Of the counter: a worker that comes back under its old id makes other contexts than before."""
@@ -261,7 +261,7 @@ class Container:
         self, head: Head, grads: Sequence[torch.Tensor | None], events: Events | None = None
     ) -> None:
         """BACKWARD_AUTOGRAD_REQ. What goes wrong is told to the caller of the pass."""
-        report = partial(self._report, head)
+        report = partial(self.report, head)
         try:
             context = self.retrieve(head.context_id)
             with self._lock:  # of the messages of a pass, one begins it
@@ -279,14 +279,28 @@ class Container:
     def on_outcome(self, head: Head, outcome: Outgoing) -> None:
         """BACKWARD_AUTOGRAD_RESP, of a pass that was called here; it can be over."""
         mine = self._outcomes.get(head.pass_id)
-        if mine is not None:
+        if mine is not None and not mine.is_repeated(head.message_id):
             _tell_outcome(mine, outcome)
 
-    def _report(self, head: Head, outcome: Outgoing) -> None:
+    def report(self, head: Head, outcome: Outgoing) -> None:
+        """Tell the caller of the pass of that message what has become of it."""
+        head = head._replace(message_id=self.new_message_id())
         if head.origin == self.port.incarnation:
             self.on_outcome(head, outcome)
         else:
-            self.port.report(head, outcome)
+            self._try_to_report(head, outcome, RETRY_SECONDS)
+
+    def _try_to_report(self, head: Head, outcome: Outgoing, delay: float) -> None:
+        """Again and again, until it is answered."""
+        if self._closed or self.port.is_gone(head.origin):
+            return
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                longer = min(2 * delay, LONGEST_RETRY_SECONDS)
+                self.port.call_later(delay, partial(self._try_to_report, head, outcome, longer))
+
+        self.port.report(head, outcome, done)
 
     def _run(self, context: DistAutogradContext, run: Callable[[Arrival], None], arrival: Arrival) -> None:
         """For hooks and custom functions the thread is in the context."""

@@ -5,7 +5,8 @@
     FORWARD_AUTOGRAD_RESP   context, message, origin; stands before the answer's body
     BACKWARD_AUTOGRAD_REQ   context, message, pass, origin, weight, whether to retain the graph; stands before the
                             gradients
-    BACKWARD_AUTOGRAD_RESP  context, pass; the first of its values: the weights or the error follow
+    BACKWARD_AUTOGRAD_RESP  context, message (a number of its own, that it counts once), pass; the first of its
+                            values: the weights or the error follow
     CLEANUP_AUTOGRAD_CONTEXT_REQ   context; its only value
 
 An id is (worker id << 48 | counter). A worker id can be an incarnation, which needs more than the 16 bits that

@@ -17,9 +17,17 @@ class Outcome:
         """`ended` is called at the end."""
         self.error: BaseException | None = None
         self._ended = ended
-        self._lock = threading.Lock()  # guards _returned, _over
+        self._lock = threading.Lock()  # guards _returned, _over, _heard
         self._returned = Total()
         self._over = False
+        self._heard: set[int] = set()
+
+    def is_repeated(self, report_id: int) -> bool:
+        """A report that has come before: its worker did not hear that it had arrived."""
+        with self._lock:
+            known = report_id in self._heard
+            self._heard.add(report_id)
+        return known
 
     def give_back(self, weights: Sequence[int]) -> None:
         with self._lock:

@@ -47,8 +47,8 @@ class Port(Protocol):
         `lost` is called where it cannot be sent, and where the worker is lost afterwards, until `forget(lost)`.
         """
 
-    def report(self, head: Head, outcome: Outgoing) -> None:
-        """BACKWARD_AUTOGRAD_RESP to the worker that called backward, which is not this one. Nobody answers it."""
+    def report(self, head: Head, outcome: Outgoing, done: Done) -> None:
+        """BACKWARD_AUTOGRAD_RESP to the worker that called backward, which is not this one: one attempt."""
 
     def forget(self, lost: Lost) -> None: ...
 
