@@ -11,6 +11,7 @@ from typing import Any
 from rpcgroup import contract
 from rpcgroup.control.certificates import Authority, Files
 from rpcgroup.control.compat import compat_environment
+from rpcgroup.control.device_maps import device_maps_environment
 from rpcgroup.control.model import PodTemplate, RPCGroup
 from rpcgroup.control.plan import Create
 
@@ -138,6 +139,7 @@ def environment(group: RPCGroup, create: Create, rendezvous: Rendezvous) -> list
         contract.ENV_RENDEZVOUS: rendezvous.url(group),
         contract.ENV_SECRET_FILE: f"{SECRET_MOUNT}/{SECRET_KEY}",
         **compat_environment(group, create.role, create.index),
+        **device_maps_environment(group, create.role),
     }
     if rendezvous.users:
         own[contract.ENV_ETCD_USERNAME] = contract.etcd_user(group.metadata.namespace, group.metadata.name)

@@ -45,6 +45,15 @@ def test_an_unmodified_program_is_told_its_rank() -> None:
     assert (env[contract.ENV_COMPAT], env["RANK"], env["WORLD_SIZE"]) == ("torch", "0", "1")
 
 
+def test_a_worker_is_told_the_device_maps_of_its_role() -> None:
+    raw = group().model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["spec"]["deviceMaps"] = [{"from": "worker", "to": "worker", "devices": {"cuda:0": "cuda:1"}}]
+    main = rendered(RPCGroup.model_validate(raw))["spec"]["containers"][1]
+    env = {e["name"]: e.get("value") for e in main["env"]}
+    assert env[contract.ENV_DEVICE_MAPS] == '{"worker": {"cuda:0": "cuda:1"}}'
+    assert contract.ENV_DEVICE_MAPS not in str(rendered(group()))
+
+
 def test_the_template_passes_through() -> None:
     spec = rendered(group(tolerations=[{"key": "gpu"}]))["spec"]
     assert spec["nodeSelector"] == {"gpu": "yes"}

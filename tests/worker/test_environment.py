@@ -16,6 +16,7 @@ def test_nothing_is_set() -> None:
     assert environment.name == environment.rendezvous == environment.role == environment.host == ""
     assert environment.port == contract.DEFAULT_PORT
     assert environment.stats_interval == contract.DEFAULT_STATS_INTERVAL
+    assert environment.role_device_maps == {}
 
 
 def test_everything_is_set() -> None:
@@ -30,10 +31,12 @@ def test_everything_is_set() -> None:
             contract.ENV_POD_UID: "uid",
             contract.ENV_STATS_INTERVAL: "0.5",
             contract.ENV_COMPAT: "torch",
+            contract.ENV_DEVICE_MAPS: '{"trainer": {"cuda:0": "cuda:1", "cpu": "cpu"}}',
         }
     )
+    maps = {"trainer": {"cuda:0": "cuda:1", "cpu": "cpu"}}
     assert environment == Environment(
-        "etcd://h:1/n/g", "w0", "server", "10.0.0.1", 4000, "pod", "uid", 0.5, "torch"
+        "etcd://h:1/n/g", "w0", "server", "10.0.0.1", 4000, "pod", "uid", 0.5, "torch", maps
     )
 
 
@@ -42,6 +45,25 @@ def test_everything_is_set() -> None:
 def test_a_number_that_is_none_is_named(name: str, text: str) -> None:
     with pytest.raises(GroupError, match=f"{name}='{text}': expected a number"):
         Environment.read({name: text})
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    {
+        "{": "Expecting property name",
+        "[]": "'list' object has no attribute",
+        '{"server": "cuda:0"}': "'str' object has no attribute",
+        '{"server": {"cuda:0": ["cuda:1"]}}': "device",
+        '{"server": {"gpu0": "cuda:0"}}': "gpu0",
+        '{"server": {"cuda:0": "cuda:0", "cuda:1": "cuda:0"}}': "cuda:1 and cuda:0 to cuda:0",
+    }.items(),
+)
+def test_device_maps_that_are_none_are_named(text: str, why: str) -> None:
+    message = f"{contract.ENV_DEVICE_MAPS}={text!r}: expected the device maps by role, as in "
+    with pytest.raises(GroupError) as caught:
+        Environment.read({contract.ENV_DEVICE_MAPS: text})
+    assert str(caught.value).startswith(message)
+    assert why in str(caught.value)
 
 
 def test_the_secret_of_a_file_wins(tmp_path: Path) -> None:

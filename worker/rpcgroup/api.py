@@ -245,6 +245,7 @@ def _record(
         devices=devices,
         device_count=device_count(),
         device_maps=device_maps,
+        role_device_maps=environment.role_device_maps,
         state=MemberState.READY,
         labels=dict(labels),
         pod_name=environment.pod_name,

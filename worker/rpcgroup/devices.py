@@ -2,12 +2,13 @@
 
 A map is source device -> target device, one to one. What a worker sends to another moves along its map for that
 worker, what it gets back along the same map inverted. Source of the rules and of their order: torch's
-`torch.distributed.rpc.backend_registry`.
+`torch.distributed.rpc.backend_registry`. Maps by the target's role are this package's own; see `map_for`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "as_devices",
     "device_count",
     "device_list",
+    "map_for",
     "maps_of",
     "maps_text",
     "reverse_maps",
@@ -92,30 +94,46 @@ def maps_text(maps: Mapping[str, DeviceMap]) -> dict[str, dict[str, str]]:
 
 
 def maps_of(record: MemberRecord) -> dict[str, DeviceMap]:
-    return {
-        target: {torch.device(k): torch.device(v) for k, v in device_map.items()}
-        for target, device_map in record.device_maps.items()
-    }
+    """Its own, by the names of their targets."""
+    return {target: _parsed(device_map) for target, device_map in record.device_maps.items()}
 
 
-def reverse_maps(name: str, records: Iterable[MemberRecord]) -> dict[str, DeviceMap]:
-    """For each worker that has a map for `name`: from `name`'s devices back to that worker's."""
+def map_for(source: MemberRecord, target: MemberRecord) -> DeviceMap:
+    """How the devices of `source` stand to those of `target`: the one map that counts between the two.
+
+    It is the map of `source` for the target's role, and over it, device by device, what `source` says itself of the
+    target by name: a device that both name goes where the latter says. Empty where there is neither.
+    """
+    of_role = source.role_device_maps.get(target.role, {})
+    return _parsed({**of_role, **source.device_maps.get(target.called, {})})
+
+
+def _has_map(source: MemberRecord, target: MemberRecord) -> bool:
+    return target.called in source.device_maps or target.role in source.role_device_maps
+
+
+def _parsed(device_map: Mapping[str, str]) -> DeviceMap:
+    return {torch.device(k): torch.device(v) for k, v in device_map.items()}
+
+
+def reverse_maps(me: MemberRecord, records: Iterable[MemberRecord]) -> dict[str, DeviceMap]:
+    """For each worker that has a map for me: from my devices back to that worker's."""
     return {
-        record.called: {torch.device(v): torch.device(k) for k, v in record.device_maps[name].items()}
+        record.called: {mine: theirs for theirs, mine in map_for(record, me).items()}
         for record in records
-        if name in record.device_maps
+        if _has_map(record, me)
     }
 
 
-def device_list(
-    devices: Sequence[torch.device], maps: Mapping[str, DeviceMap], reversed_maps: Mapping[str, DeviceMap]
-) -> list[torch.device]:
+def device_list(me: MemberRecord, others: Iterable[MemberRecord]) -> list[torch.device]:
     """The devices that a worker sends from and receives on, by index: those it was given, else all that its own
     maps and those of others for it name, but the CPU.
     """
-    if devices:
-        return sorted(devices, key=_by_index)
-    named = {device for device_map in (*maps.values(), *reversed_maps.values()) for device in device_map}
+    if me.devices:
+        return sorted(map(torch.device, me.devices), key=_by_index)
+    own = (_parsed(device_map) for device_map in (*me.device_maps.values(), *me.role_device_maps.values()))
+    maps = itertools.chain(own, reverse_maps(me, others).values())
+    named = set(itertools.chain.from_iterable(maps))
     return sorted((device for device in named if device.type != "cpu"), key=_by_index)
 
 
@@ -162,19 +180,27 @@ class _Node(NamedTuple):
     name: str
     devices: list[torch.device]
     device_count: int
-    maps: dict[str, DeviceMap]
+    record: MemberRecord
 
     @classmethod
     def of(cls, record: MemberRecord) -> _Node:
-        return cls(
-            record.called, [torch.device(d) for d in record.devices], record.device_count, maps_of(record)
-        )
+        return cls(record.called, [torch.device(d) for d in record.devices], record.device_count, record)
+
+
+class _Map(NamedTuple):
+    of: _Node
+    target: str
+    """A worker's name, or what a role is called in a message."""
+    node: _Node | None
+    """The target, where it is a worker that is there."""
+    devices: DeviceMap
 
 
 def validate_group(records: Iterable[MemberRecord], *, is_static: bool) -> None:
     """Whether the maps of all members fit; raises `DeviceMapError`, the same one wherever it is asked.
 
-    In a group that is not static a map may name workers that are not there yet.
+    In a group that is not static a map may name workers that are not there yet. Nobody need have a role that has a
+    map; it is judged by itself, and with each worker of the role as `map_for` has it.
     """
     nodes = {record.called: _Node.of(record) for record in records}
     for node in nodes.values():
@@ -182,8 +208,8 @@ def validate_group(records: Iterable[MemberRecord], *, is_static: bool) -> None:
     for source in nodes.values():
         if is_static:
             _check_targets_are_known(source, list(nodes))
-        for target in source.maps:
-            _check_map(source, target, nodes.get(target))
+        for device_map in _maps_of(source, nodes):
+            _check_map(device_map)
 
 
 def validate_joiner(mine: MemberRecord, earlier: Iterable[MemberRecord]) -> None:
@@ -192,13 +218,26 @@ def validate_joiner(mine: MemberRecord, earlier: Iterable[MemberRecord]) -> None
     """
     me = _Node.of(mine)
     _check_own_devices(me)
-    nodes = {r.called: _Node.of(r) for r in earlier if r.called in me.maps or me.name in r.device_maps}
+    nodes = {r.called: _Node.of(r) for r in earlier if _has_map(mine, r) or _has_map(r, mine)}
     nodes[me.name] = me
-    for target in me.maps:
-        _check_map(me, target, nodes.get(target))
+    for device_map in _maps_of(me, nodes):
+        _check_map(device_map)
     for node in nodes.values():
-        if node is not me and me.name in node.maps:
-            _check_map(node, me.name, me)
+        if node is not me and _has_map(node.record, mine):
+            _check_map(_Map(node, me.name, me, map_for(node.record, mine)))
+
+
+def _maps_of(source: _Node, nodes: Mapping[str, _Node]) -> Iterator[_Map]:
+    """Those for workers by name, be they there or not, those for roles, and those for the workers of these."""
+    record = source.record
+    for name, own in maps_of(record).items():
+        node = nodes.get(name)
+        yield _Map(source, name, node, own if node is None else map_for(record, node.record))
+    for role, of_role in record.role_device_maps.items():
+        yield _Map(source, f"role {role}", None, _parsed(of_role))
+    for name, node in nodes.items():
+        if node.record.role in record.role_device_maps and name not in record.device_maps:
+            yield _Map(source, name, node, map_for(record, node.record))
 
 
 def _check_own_devices(node: _Node) -> None:
@@ -212,16 +251,16 @@ def _check_own_devices(node: _Node) -> None:
 
 
 def _check_targets_are_known(source: _Node, names: list[str]) -> None:
-    if not source.maps.keys() <= set(names):
+    maps = source.record.device_maps
+    if not maps.keys() <= set(names):
         raise DeviceMapError(
             f"Node {source.name} has invalid target node names in its device maps\n"
-            f"device maps = {source.maps.keys()}\nnode names = {names}"
+            f"device maps = {maps.keys()}\nnode names = {names}"
         )
 
 
-def _check_map(source: _Node, target: str, node: _Node | None) -> None:
-    """One map of one worker; `node` is its target, None where that is not there."""
-    device_map = source.maps[target]
+def _check_map(checked: _Map) -> None:
+    source, target, node, device_map = checked
     if len(set(device_map.values())) != len(device_map):
         raise DeviceMapError(
             f"Node {source.name} has duplicated target devices in its device map for {target}\n"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rpcgroup import contract
@@ -36,6 +37,7 @@ class Environment:
     pod_uid: str
     stats_interval: float
     compat: str
+    role_device_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Environment:
@@ -50,6 +52,7 @@ class Environment:
             pod_uid=environ.get(contract.ENV_POD_UID, ""),
             stats_interval=_number(environ, contract.ENV_STATS_INTERVAL, contract.DEFAULT_STATS_INTERVAL),
             compat=environ.get(contract.ENV_COMPAT, ""),
+            role_device_maps=_device_maps(environ),
         )
 
 
@@ -131,3 +134,20 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     if value < 0:
         raise GroupError(f"{name}={text!r}: expected a number that is not negative")
     return value
+
+
+def _device_maps(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """By the target's role, the devices as torch prints them."""
+    text = environ.get(contract.ENV_DEVICE_MAPS, "")
+    if not text:
+        return {}
+    from rpcgroup.devices import as_device_map, maps_text  # with torch, which the commands do without
+
+    try:
+        maps = json.loads(text)
+        return maps_text({role: as_device_map(device_map) for role, device_map in maps.items()})
+    except (ValueError, TypeError, AttributeError, RuntimeError) as exc:  # torch's for what is no device
+        raise GroupError(
+            f"{contract.ENV_DEVICE_MAPS}={text!r}: expected the device maps by role, as in "
+            f'{{"server": {{"cuda:0": "cuda:1"}}}}: {exc}'
+        ) from exc

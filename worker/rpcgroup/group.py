@@ -17,7 +17,7 @@ from rpcgroup.agent.agent import Agent
 from rpcgroup.autograd import use_container
 from rpcgroup.changes import Changes
 from rpcgroup.collectives import Collectives
-from rpcgroup.devices import DeviceMap, device_list, maps_of, reverse_maps
+from rpcgroup.devices import DeviceMap, device_list, reverse_maps
 from rpcgroup.errors import GroupError, NotInitializedError, RendezvousError
 from rpcgroup.executor import GroupExecutor
 from rpcgroup.finishing import finish_alone, finish_together
@@ -143,13 +143,12 @@ class Group:
     @property
     def reverse_device_maps(self) -> dict[str, DeviceMap]:
         """For each member that has a device map for this worker: from this worker's devices back to that one's."""
-        return reverse_maps(self.me.called, self.members())
+        return reverse_maps(self.me, self.members())
 
     @property
     def devices(self) -> list[torch.device]:
         """The devices that calls to and from this worker use: see `rpcgroup.devices.device_list`."""
-        given = [torch.device(device) for device in self.me.devices]
-        return device_list(given, maps_of(self.me), self.reverse_device_maps)
+        return device_list(self.me, self.members())
 
     def wait_for(
         self, count: int, role: str | None = None, timeout: float | None = None

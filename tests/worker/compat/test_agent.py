@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_device_maps_are_those_of_the_options(agent: TensorPipeAgent) -> None:
     agent._get_backend_options().set_device_map("two", {"cpu": "cpu"})
     assert agent._get_device_map(WorkerInfo("two", 1)) == {torch.device("cpu"): torch.device("cpu")}
     assert agent._get_device_map(WorkerInfo("three", 2)) == {}
+
+
+def test_a_map_for_the_role_of_a_member_counts_where_the_options_say_nothing(
+    agent: TensorPipeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, cuda0, cuda1 = torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")
+    me = replace(agent.group.me, role_device_maps={"worker": {"cuda:0": "cuda:1", "cpu": "cpu"}})
+    monkeypatch.setattr(agent.group, "_record", me)
+    assert agent._get_device_map(agent.get_worker_info()) == {cuda0: cuda1, cpu: cpu}
+    agent._get_backend_options().set_device_map("one", {"cuda:0": "cuda:0"})
+    assert agent._get_device_map(agent.get_worker_info()) == {cuda0: cuda0, cpu: cpu}
 
 
 def test_it_can_join_and_end_more_than_once(agent: TensorPipeAgent) -> None:

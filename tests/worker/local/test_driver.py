@@ -209,6 +209,14 @@ def test_the_job_is_over_when_the_role_of_its_policy_has_succeeded(start: Start)
     running.ears.wait_for("g-chief-0: succeeded", "g: Complete: all pods of the role chief have succeeded")
 
 
+def test_a_worker_is_told_the_device_maps_of_its_role(start: Start) -> None:
+    maps = [{"from": "worker", "to": "worker", "devices": {"cuda:0": "cuda:1"}}]
+    told = python("import os; print(os.environ['RPCGROUP_DEVICE_MAPS'])")
+    running = start(command=told, deviceMaps=maps)
+    assert running.wait() == 0
+    assert running.ears.count('[g-worker-0] {"worker": {"cuda:0": "cuda:1"}}') == 1
+
+
 def test_processes_that_never_join_are_a_job_too(start: Start) -> None:
     running = start(command=python("print('hello')"), replicas=2)
     assert running.wait() == 0

@@ -21,6 +21,7 @@ IDENTITY = Identity(
     secret_file=Path("/s/secret"),
     certificates={"RPCGROUP_TLS_CA_FILE": "/s/ca.crt"},
     compat={"RPCGROUP_COMPAT": "torch", "RANK": "2", "WORLD_SIZE": "3"},
+    device_maps={"RPCGROUP_DEVICE_MAPS": "{}"},
 )
 
 
@@ -41,6 +42,7 @@ def test_a_worker_is_told_who_it_is_and_where_to_meet() -> None:
         "RPCGROUP_SECRET_FILE": "/s/secret",
         "RPCGROUP_TLS_CA_FILE": "/s/ca.crt",
         "RPCGROUP_COMPAT": "torch",
+        "RPCGROUP_DEVICE_MAPS": "{}",
         "RPCGROUP_HOST": "127.0.0.1",
         "RPCGROUP_POD_NAME": "digits-worker-2",
         "RPCGROUP_POD_UID": "uid",

@@ -19,6 +19,7 @@ RECORDS = st.builds(
     address=TEXT,
     devices=st.lists(TEXT, max_size=3).map(tuple),
     device_maps=st.dictionaries(TEXT, st.dictionaries(TEXT, TEXT, max_size=2), max_size=2),
+    role_device_maps=st.dictionaries(TEXT, st.dictionaries(TEXT, TEXT, max_size=2), max_size=2),
     state=st.sampled_from(MemberState),
     labels=st.dictionaries(TEXT, TEXT, max_size=2),
 )
@@ -42,6 +43,12 @@ def test_incarnation_and_id_come_from_the_create_revision_where_none_is_given() 
 def test_fields_of_a_newer_version_are_dropped() -> None:
     raw = json.loads(MemberRecord(name="w0").to_json()) | {"mood": "good"}
     assert MemberRecord.from_json(json.dumps(raw).encode(), 3).name == "w0"
+
+
+def test_fields_that_an_older_version_does_not_write_are_empty() -> None:
+    raw = json.loads(MemberRecord(name="w0").to_json())
+    del raw["role_device_maps"]
+    assert MemberRecord.from_json(json.dumps(raw).encode(), 3).role_device_maps == {}
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"7", b'{"name":"x","state":"asleep"}', b"\xff"])

@@ -13,7 +13,7 @@ from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.extraction import device_tensors
 from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.cuda.staging import PinnedPool
-from rpcgroup.devices import DevicePlacement, device_list, maps_of, reverse_maps
+from rpcgroup.devices import DevicePlacement, device_list, map_for, reverse_maps
 from rpcgroup.membership.record import MemberRecord
 
 __all__ = ["Accelerator"]
@@ -39,16 +39,15 @@ class Accelerator:
     def know(self, me: MemberRecord, others: Iterable[MemberRecord]) -> None:
         """The group has changed."""
         self._me = me
-        given = [torch.device(device) for device in me.devices]
-        self.devices = tuple(device_list(given, maps_of(me), reverse_maps(me.called, others)))
+        self.devices = tuple(device_list(me, others))
 
     def to(self, peer: MemberRecord) -> DevicePlacement:
         """Of requests to that member, and of what goes back to it along this worker's map."""
-        return DevicePlacement(peer.called, maps_of(self._me).get(peer.called, {}))
+        return DevicePlacement(peer.called, map_for(self._me, peer))
 
     def back_to(self, peer: MemberRecord) -> DevicePlacement:
         """Of answers to that member's requests."""
-        inverse = reverse_maps(self._me.called, [peer]).get(peer.called, {})
+        inverse = reverse_maps(self._me, [peer]).get(peer.called, {})
         return DevicePlacement(peer.called, inverse, is_answer=True)
 
     def put(self, tensor: torch.Tensor, index: int) -> torch.Tensor:

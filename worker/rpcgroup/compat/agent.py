@@ -7,12 +7,12 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from rpcgroup import api
+from rpcgroup.devices import DeviceMap, map_for, maps_text
 from rpcgroup.errors import UnknownWorkerError
 from rpcgroup.finishing import rest_together
 from rpcgroup.group import Group
+from rpcgroup.membership.record import MemberRecord
 from rpcgroup.rref.rref import RRef
 from rpcgroup.wire.exceptions import exception_text
 from rpcgroup.worker_info import WorkerInfo
@@ -100,9 +100,10 @@ class TensorPipeAgent(RpcAgent):
     def _get_backend_options(self) -> Any:
         return self._options
 
-    def _get_device_map(self, worker: WorkerInfo) -> dict[torch.device, torch.device]:
-        maps: dict[str, dict[torch.device, torch.device]] = getattr(self._options, "device_maps", {})
-        return maps.get(worker.name, {})
+    def _get_device_map(self, worker: WorkerInfo) -> DeviceMap:
+        me = replace(self.group.me, device_maps=maps_text(getattr(self._options, "device_maps", {})))
+        nobody = MemberRecord(worker.name, role="")
+        return map_for(me, next((m for m in self.group.members() if m.called == worker.name), nobody))
 
     def _print(self, exc: BaseException) -> None:
         """As torch does, who sees a worker's output sees what has failed there."""

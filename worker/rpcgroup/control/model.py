@@ -216,8 +216,9 @@ class RPCGroupSpec(Model):
     roles: Annotated[list[Role], Field(max_length=64), keyed("name")] = []
     """Fixed workers beside the elastic ones, as a parameter server. At most 64."""
     device_maps: Annotated[list[DeviceMap], Field(max_length=256), keyed("from", "to")] = []
-    """How the devices of the workers of one role stand to those of another. A worker reads this when it starts, so
-    it can be changed only while the group is suspended. At most 256."""
+    """How the devices of the workers of one role stand to those of another; a worker's program may say otherwise of
+    a worker that it calls, device by device. A worker reads this when it starts, so it can be changed only while the
+    group is suspended. At most 256."""
     compat: Literal["None", "Torch"] = "None"
     """Torch: a program written for torch.distributed.rpc runs as it is, on rpcgroup in the place of that module, in
     all Python processes of the worker's container; RANK and WORLD_SIZE are set as torchrun sets them, for roles in

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from rpcgroup.contract import ANNOTATION_DELETION_COST
 from rpcgroup.control.compat import compat_environment
+from rpcgroup.control.device_maps import device_maps_environment
 from rpcgroup.control.lifecycle import WANTED, PodState
 from rpcgroup.control.model import RPCGroup
 from rpcgroup.control.plan import Action, Create, Delete, Drain, Evict, Plan, Restart, plan
@@ -230,6 +231,7 @@ class LocalDriver:
             self._directory.secret,
             self._certificates.env() if self._certificates else {},
             compat_environment(self.group, pod.role, pod.index),
+            device_maps_environment(self.group, pod.role),
         )
         template = self.group.roles()[pod.role][1]
         pod.start(command_of(template.spec.main, identity, os.environ), now)

@@ -41,6 +41,8 @@ class Identity:
     """Variables that name their files; none where the group does without TLS."""
     compat: Mapping[str, str]
     """What a program written for torch.distributed.rpc finds; nothing where the group does not ask for it."""
+    device_maps: Mapping[str, str]
+    """The variable with those of its role; nothing where there are none."""
 
     def env(self) -> dict[str, str]:
         return {
@@ -56,6 +58,7 @@ class Identity:
             contract.ENV_POD_UID: self.uid,
             **self.certificates,
             **self.compat,
+            **self.device_maps,
         }
 
 

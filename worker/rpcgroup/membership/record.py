@@ -37,7 +37,8 @@ class MemberRecord:
     within the group; it stays when a lost lease makes the worker put its record back. `token` is random and
     proves, when the outcome of a write is unknown, that a record is mine. `id` is the rank where the user
     gave one, else the incarnation. `address` is what a transport can dial, e.g. `tcp://10.0.0.7:41234`.
-    `device_maps` is target worker -> source device -> target device, devices written as torch prints them.
+    `device_maps` is target worker -> source device -> target device, devices written as torch prints them;
+    `role_device_maps` the same by the target's role. `rpcgroup.devices.map_for` says which of them counts.
     `known_as` is what the program calls it where that is not its name: a pod's worker has the pod's name.
     `reason` says why a member leaves, where there is something to say: why it did not fit, for example.
     """
@@ -52,6 +53,7 @@ class MemberRecord:
     devices: tuple[str, ...] = ()
     device_count: int = 0
     device_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    role_device_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     state: MemberState = MemberState.JOINING
     labels: Mapping[str, str] = field(default_factory=dict)
     pod_name: str = ""

@@ -39,13 +39,17 @@ class LocalCluster:
         options: AgentOptions | None = None,
         group: str = "cluster",
         device_maps: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
+        role_device_maps: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
     ) -> None:
-        """`device_maps` is worker -> peer -> device of the worker -> device of the peer."""
+        """`device_maps` is worker -> peer -> device of the worker -> device of the peer; `role_device_maps` is the
+        same from role to role.
+        """
         self.transport = TRANSPORTS[transport]() if isinstance(transport, str) else transport
         self.rendezvous = MemoryGroup()
         self._options = options
         self._group = group
         self._device_maps = device_maps or {}
+        self._role_device_maps = role_device_maps or {}
         self._groups: dict[str, Group] = {}
         self._seats: dict[str, MemoryRendezvous] = {}
         try:
@@ -76,6 +80,7 @@ class LocalCluster:
             state=MemberState.READY,
             device_count=device_count(),
             device_maps=self._device_maps.get(name, {}),
+            role_device_maps=self._role_device_maps.get(role, {}),
         )
         group.join(record)
         group.serve()
