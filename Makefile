@@ -8,13 +8,14 @@ READY := $(VENV)/.ready
 SOURCES := worker operator tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-chaos test-cluster demo-cluster test-matrix check conformance conformance-all format exports crd install-manifest bench lock clean
+.PHONY: help run test test-chaos test-cluster test-gpu demo-cluster test-matrix check conformance conformance-all format exports crd install-manifest bench lock clean
 
 help:
 	@echo "make run          the main job: a parameter server and elastic trainers on this machine, with a kill"
 	@echo "make test         the whole test suite"
 	@echo "make test-chaos   random joins, leaves, drains and kills; an etcd outage"
 	@echo "make test-cluster a real Kubernetes from source (needs Go; built once, about 10 minutes), and its tests"
+	@echo "make test-gpu     on a machine with a GPU: tests/gpu and PyTorch's own CUDA tests (docs/gpu.md)"
 	@echo "make demo-cluster the digits job as real pods on it, with a kill (needs root)"
 	@echo "make test-matrix  a smoke selection on the oldest and the newest Python and torch"
 	@echo "make conformance  PyTorch's own RPC suite on this package, by class; conformance-all: three times in a row"
@@ -29,7 +30,8 @@ run: $(READY)
 	@$(BIN)/python -m examples.digits.demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest tests --ignore tests/chaos --ignore tests/cluster --ignore tests/conformance -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests --ignore tests/chaos --ignore tests/cluster --ignore tests/conformance \
+		--ignore tests/gpu -n 2 --dist loadfile
 
 test-chaos: $(READY)
 	@RPCGROUP_CHAOS_RUNS=$${RPCGROUP_CHAOS_RUNS:-100} $(BIN)/python -m pytest tests/chaos
@@ -37,6 +39,9 @@ test-chaos: $(READY)
 test-cluster: $(READY)
 	@$(BIN)/python -m tests.cluster.bed build
 	@$(BIN)/python -m pytest tests/cluster -o faulthandler_timeout=3600
+
+test-gpu: $(READY)
+	@$(BIN)/python -m pytest tests/gpu
 
 demo-cluster: $(READY)
 	@$(BIN)/python -m tests.cluster.digits

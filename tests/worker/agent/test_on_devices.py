@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rpcgroup.testing.cluster import LocalCluster
-from rpcgroup.testing.recording_device import RecordingDevice, recording_device
-from tests.gpu.scenarios import SCENARIOS, Scenario, World, double, echo, large
+from rpcgroup.testing.recording_device import recording_device
+from tests.gpu.scenarios import SCENARIOS, Scenario, World, large
 
 MAPS = {
     "here": {

@@ -1,0 +1,65 @@
+"""What of tests/gpu can be told without a GPU: that it says so, what it needs, and that its workers meet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.gpu.scenarios import double
+from tests.gpu.workers import NO_GPU, joined
+
+ROOT = Path(__file__).parents[1]
+ONLY_TORCH_AND_PYTEST = """
+import sys
+
+class Missing:
+    ours = {"click", "cloudpickle", "cryptography", "grpc", "hypothesis", "numpy", "psutil", "pydantic", "rich", "yaml"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.ours:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Where neither a GPU nor any package but torch's and pytest's own is to be found."""
+    (folder / "missing.py").write_text(ONLY_TORCH_AND_PYTEST)
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{folder}:{ROOT / 'worker'}"}
+    command = [sys.executable, "-W", "ignore", *args]
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def test_it_says_that_there_is_no_gpu_and_passes(tmp_path: Path) -> None:
+    plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "missing"]
+    done = run(tmp_path, "-m", "pytest", *plugins, "tests/gpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    said = f"tests/gpu is skipped: torch {torch.__version__} finds no GPU here (torch.cuda.is_available() is false)"
+    assert done.stdout.count(said) == 1
+    assert "no tests ran" in done.stdout
+
+
+def test_it_needs_torch_and_pytest_only(tmp_path: Path) -> None:
+    """Each module is imported, as where there is a GPU."""
+    modules = {path.stem for path in (ROOT / "tests/gpu").glob("*.py")}
+    assert "test_calls" in modules
+    imports = "; ".join(f"import tests.gpu.{module}" for module in sorted(modules - {"conftest"}))
+    done = run(tmp_path, "-c", f"import missing; {imports}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_workers_meet_and_end(tmp_path: Path) -> None:
+    with joined(tmp_path / "meeting", {NO_GPU: {}}) as group:
+        assert torch.equal(group.agent.rpc_sync(NO_GPU, double, (torch.ones(3),)), torch.full((3,), 2.0))
+        assert group.agent.rpc_sync(NO_GPU, has_no_gpu)
+
+
+def has_no_gpu() -> bool:
+    return os.environ["CUDA_VISIBLE_DEVICES"] == ""
