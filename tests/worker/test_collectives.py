@@ -186,20 +186,35 @@ def test_who_lives_and_does_not_come_is_named(meet: Callers) -> None:
             future.result(PATIENCE)
 
 
-def test_tensors_on_devices_are_gathered_in_order(threads: ThreadPoolExecutor) -> None:
-    """Each gives one from a stream of its own, and uses all: a's devices are the two of the leader."""
+def test_tensors_on_devices_are_gathered_in_order(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gives one from a stream of its own, and uses all. The leader's device is busy until the leader waits."""
     one, two = torch.device("cuda", 0), torch.device("cuda", 1)
     maps = {
         "a": {"b": {"cuda:0": "cuda:1", "cuda:1": "cuda:0"}},
         "b": {"a": {"cuda:0": "cuda:1", "cuda:1": "cuda:0"}},
     }
     with recording_device(pool=32) as device, LocalCluster("ab", device_maps=maps) as cluster:
+        held = device.hold(one)
+        leader = threading.local()
+        synchronize = device.synchronize
+
+        def released(event: Any) -> None:
+            if getattr(leader, "here", False):
+                held.release()
+            synchronize(event)
+
+        monkeypatch.setattr(device, "synchronize", released)
 
         def give(name: str, where: torch.device, value: float) -> dict[str, list[float]]:
-            with device.use([device.new_stream(where)]):
+            leader.here = name == "a"
+            with device.use([device.new_stream(one), device.new_stream(two)]):
                 tensor = device.tensor([value], where)
                 objects = cluster[name].collectives.all_gather(tensor, "ab", PATIENCE)
-                return {key: device.to_host(got + 1).tolist() for key, got in objects.items()}
+                used = {key: got + 1 for key, got in objects.items()}
+                held.release()
+                return {key: device.to_host(got).tolist() for key, got in used.items()}
 
         gathered = [threads.submit(give, *what) for what in (("a", one, 1.0), ("b", two, 2.0))]
         assert [each.result(PATIENCE) for each in gathered] == [{"a": [2.0], "b": [3.0]}] * 2
