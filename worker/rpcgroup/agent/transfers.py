@@ -14,6 +14,7 @@ from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import Arrivals
 from rpcgroup.cuda.outbound import Departure
 from rpcgroup.cuda.staging import Share
+from rpcgroup.cuda.traffic import RECEIVED, SENT
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame, pack_frame
 from rpcgroup.wire.messages import MessageType
@@ -57,9 +58,11 @@ class Outgoing:
 class Transfers:
     """One end of one channel. `channel` is set before the first message."""
 
-    def __init__(self, agent: Agent, accelerator: Accelerator) -> None:
+    def __init__(self, agent: Agent, accelerator: Accelerator, peer: str) -> None:
+        """`peer` is the name of who is at the other end."""
         self.agent = agent
         self._accelerator = accelerator
+        self._peer = peer
         self._ids = itertools.count(1)
         self._share = Share(accelerator.pool)
         self.channel: Channel = None  # type: ignore[assignment]  # set by who connects
@@ -74,7 +77,9 @@ class Transfers:
         accelerator = self._accelerator
         transfer_id = next(self._ids)
         tensors = {place: data for place, (data, _) in enumerate(payloads)}
-        table = pack_payloads(transfer_id, [Payload(data.nbytes, target) for data, target in payloads])
+        entries = [Payload(data.nbytes, target) for data, target in payloads]
+        table = pack_payloads(transfer_id, entries)
+        accelerator.traffic.add(self._peer, SENT, entries)
         return Outgoing(self, Departure(accelerator.runtime, self._share, transfer_id, tensors), table)
 
     def put_chunk(self, transfer_id: int, index: int, place: int, data: memoryview) -> None:
@@ -103,6 +108,7 @@ class Transfers:
         rest = (kind & ~ON_DEVICE, flags, id, number, timeout_ms)
 
         def ready(events: Events) -> None:
+            self._accelerator.traffic.add(self._peer, RECEIVED, payloads)
             deliver((*rest, Body(body.data, start, body.buffers, events)))
 
         def lost(exc: BaseException) -> None:
@@ -113,8 +119,9 @@ class Transfers:
     def on_chunk(self, frame: Frame) -> None:
         """TENSOR_CHUNK. Raises `RemoteProtocolError`."""
         _, _, transfer_id, index, place, body = frame
-        for data in (body.buffers or ()) if body is not None else ():
-            self.arrivals.on_chunk(transfer_id, index, place, data)
+        buffers = body.buffers if body is not None else None
+        while buffers:  # taken out: whoever looks at this frame later must not keep pinned memory
+            self.arrivals.on_chunk(transfer_id, index, place, buffers.pop())
         self.channel.send_acknowledgement()  # the sender's pinned memory waits for it
 
     def on_failed(self, frame: Frame) -> None:
