@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rpcgroup.testing.cluster import LocalCluster
+from rpcgroup.testing.recording_device import RecordingDevice, recording_device
+
+SECONDS = 30.0
+NAMES = ("a", "b", "c")
+MAPS = {
+    "a": {"b": {"cuda:0": "cuda:1"}, "c": {"cuda:0": "cuda:0"}},
+    "b": {"a": {"cuda:0": "cuda:1"}, "c": {"cuda:1": "cuda:1"}},
+    "c": {"a": {"cuda:1": "cuda:0"}, "b": {"cuda:0": "cuda:0"}},
+}
+MAPPED = [
+    (me, to, int(source[-1])) for me, peers in MAPS.items() for to, map in peers.items() for source in map
+]
+
+
+def echo(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + SECONDS
+    while not condition() and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    return condition()
+
+
+@pytest.mark.parametrize("transport", ["memory", "tcp"])
+def test_everybody_sends_to_everybody_and_all_pinned_memory_comes_back(transport: str) -> None:
+    """More is under way at once than the pools hold, both ways on every connection."""
+    wrong: list[object] = []
+
+    def call(device: RecordingDevice, cluster: LocalCluster, me: str, to: str, index: int) -> None:
+        for size in (10, 100_000, 9_000_000):
+            sent = device.tensor(torch.full((size,), size % 251, dtype=torch.uint8), index)
+            try:
+                back = cluster.agent(me).rpc_sync(to, echo, (sent,), timeout=SECONDS)
+                if back.device != sent.device or not torch.equal(back.cpu(), sent.cpu()):
+                    wrong.append((me, to, size, back.device))
+            except Exception as exc:
+                wrong.append(exc)
+
+    with recording_device() as device, LocalCluster(NAMES, transport=transport, device_maps=MAPS) as cluster:
+        threads = [
+            threading.Thread(target=call, args=(device, cluster, *one)) for one in MAPPED for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2 * SECONDS)
+        assert not wrong
+        pools = [cluster.agent(name).accelerator.pool for name in NAMES]
+        assert wait_until(lambda: not any(pool.in_use for pool in pools)), [pool.in_use for pool in pools]
