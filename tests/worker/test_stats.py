@@ -9,6 +9,7 @@ import pytest
 from rpcgroup.membership.memory import MemoryRendezvous
 from rpcgroup.stats import StatsPublisher
 from rpcgroup.testing.cluster import LocalCluster
+from rpcgroup.testing.recording_device import recording_device
 
 
 class Rendezvous(MemoryRendezvous):
@@ -52,7 +53,34 @@ def test_what_is_shown(cluster: LocalCluster, rendezvous: Rendezvous) -> None:
     assert second["rrefs"] == 1
     assert second["in_flight"] == second["pending"] == 0
     assert second["threads"] >= 0
+    assert "devices" not in second
     assert second["progress"] == {"step": 7}
+
+
+def test_how_tensors_on_devices_travelled_is_shown_of_those_with_whom_there_were_most(
+    rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rpcgroup.stats.PEERS_SHOWN", 1)
+    maps = {"a": {"b": {"cuda:0": "cuda:1"}, "c": {"cuda:0": "cuda:0"}}}
+    with recording_device() as device, LocalCluster("abc", device_maps=maps) as cluster:
+        a, b = cluster.agent("a"), cluster.agent("b")
+        publishers = [StatsPublisher(agent, rendezvous, 3600.0) for agent in (a, b, cluster.agent("c"))]
+        publishers[0]._publish()
+        a.rpc_sync("b", echo, (device.tensor([1.0, 2.0], 0),))
+        a.rpc_sync("c", echo, (device.tensor([1.0], 0),))
+        for publisher in publishers:
+            publisher._publish()
+        stats = dict(a.stats())
+    first, *rest = rendezvous.written
+    assert "devices" not in first
+    there_and_back = {"sent": {"host": 8}, "received": {"host": 8}}
+    assert [written["devices"] for written in rest] == [
+        {"b": there_and_back},
+        {"a": there_and_back},
+        {"a": {"sent": {"host": 4}, "received": {"host": 4}}},
+    ]
+    assert (stats["device_bytes_sent_host"], stats["device_bytes_received_host"]) == (12, 12)
+    assert stats["device_bytes_sent_ipc"] == 0
 
 
 def test_an_idle_worker_writes_nothing(cluster: LocalCluster, rendezvous: Rendezvous) -> None:

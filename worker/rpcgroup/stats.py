@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import Any
+from typing import Any, Final
 
 from rpcgroup.agent.agent import Agent
 from rpcgroup.membership.rendezvous import Rendezvous
 
 __all__ = ["StatsPublisher"]
+
+PEERS_SHOWN: Final = 32
+"""With whom tensors on devices were exchanged: the text must stay small in a large group."""
 
 
 class StatsPublisher:
@@ -54,6 +57,7 @@ class StatsPublisher:
         rate = (calls - self._calls) / max(now - self._at, 1e-3) if self._calls else 0.0
         self._calls, self._at = calls, now
         counts = agent.references.counts()
+        devices = agent.accelerator.traffic.by_peer(PEERS_SHOWN) if agent.accelerator is not None else {}
         return {
             "calls": calls,
             "calls_per_s": round(rate, 1),
@@ -62,4 +66,5 @@ class StatsPublisher:
             "threads": int(raw["threads"]),
             "rrefs": counts.owner_rrefs + counts.user_rrefs,
             "progress": self.progress,
+            **({"devices": devices} if devices else {}),
         }

@@ -58,6 +58,15 @@ def test_stats_of_any_shape_can_be_drawn() -> None:
     assert "w: progress [1]  calls many  rrefs -  x {'y': 1}" in drawn(odd)
 
 
+def test_how_tensors_on_devices_travel() -> None:
+    devices = {"w1": {"sent": {"ipc": 1 << 20, "host": 64}, "received": {"ipc": 5}}}
+    lines = drawn(snapshot(workers=[worker("w0", {"calls": 1, "devices": devices})])).splitlines()
+    assert lines[3:] == [
+        "w0 -> w1: 64 bytes of tensors by host",
+        "w0 -> w1: 1,048,576 bytes of tensors by ipc",
+    ]
+
+
 def test_lines_scroll_above_the_picture() -> None:
     stream = io.StringIO()
     reporter = LiveReporter(Console(file=stream, force_terminal=True, width=200))

@@ -13,6 +13,7 @@ from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.extraction import device_tensors
 from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.cuda.staging import PinnedPool
+from rpcgroup.cuda.traffic import Traffic
 from rpcgroup.devices import DevicePlacement, device_list, map_for, reverse_maps
 from rpcgroup.membership.record import MemberRecord
 
@@ -32,6 +33,7 @@ class Accelerator:
         self.priority = priority
         self.pool = PinnedPool(runtime)
         self.completions = Completions(runtime, later)
+        self.traffic = Traffic()
         self.devices: tuple[torch.device, ...] = ()
         """Those that calls to and from this worker use."""
         self._me = MemberRecord(name="")

@@ -345,6 +345,8 @@ class Agent:
             if self._peers.get(key) is peer:
                 del self._peers[key]
         self._choose_devices()
+        if self.accelerator is not None and record.name not in self._peers:
+            self.accelerator.traffic.forget(record.name)
         peer.leave(why)
         for session in self.sessions():
             if session.peer.incarnation == record.incarnation:
@@ -384,9 +386,9 @@ class Agent:
 
     # -- links and sessions -------------------------------------------------------------------------------
 
-    def new_transfers(self) -> Transfers | None:
-        """For one end of a channel; None in a process without devices."""
-        return Transfers(self, self.accelerator) if self.accelerator is not None else None
+    def new_transfers(self, peer: str) -> Transfers | None:
+        """For one end of a channel with the member of that name; None in a process without devices."""
+        return Transfers(self, self.accelerator, peer) if self.accelerator is not None else None
 
     def new_channel(self, stream: Stream, transfers: Transfers | None) -> Channel:
         allocate = self.receive_pool.allocate
@@ -472,6 +474,8 @@ class Agent:
     # -- the end ------------------------------------------------------------------------------------------
 
     def stats(self) -> Mapping[str, float]:
+        """Those of tensors on devices, in bytes by direction and path, are there in a process with devices only."""
+        traffic = self.accelerator.traffic.total if self.accelerator is not None else {}
         return {
             "calls": self.invocation.served,
             "in_flight": self.in_flight,
@@ -480,6 +484,7 @@ class Agent:
             "sessions": len(self._sessions),
             "takeovers": self.reactor.takeovers,
             "threads": self.pool.size + self.chores.size,
+            **{f"device_bytes_{name}": size for name, size in traffic.items()},
         }
 
     def finish_calls(self, timeout: float) -> bool:

@@ -11,6 +11,7 @@ import click
 from rpcgroup.errors import GroupError
 from rpcgroup.local.control import request
 from rpcgroup.local.directory import GroupDirectory, find_running, running_groups
+from rpcgroup.local.traffic import routes
 
 __all__ = ["command"]
 
@@ -59,7 +60,11 @@ def table_of_workers(snapshot: dict[str, Any]) -> str:
         pid = str(worker["pid"] or "-")
         rows.append([worker["name"], worker["role"], worker["state"], pid, str(worker["restarts"]), *figures])
     head = f"{snapshot['namespace']}/{snapshot['name']}  epoch {snapshot['epoch']}"
-    return f"{head}  {conditions(snapshot['status'])}\n\n{in_columns(rows)}"
+    parts = [f"{head}  {conditions(snapshot['status'])}", in_columns(rows)]
+    ways = [[*route[:3], str(route.size)] for route in routes(snapshot["workers"])]
+    if ways:
+        parts.append(in_columns([["TENSORS FROM", "TO", "PATH", "BYTES"], *ways]))
+    return "\n\n".join(parts)
 
 
 def conditions(status: dict[str, Any]) -> str:

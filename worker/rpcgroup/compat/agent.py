@@ -86,6 +86,7 @@ class TensorPipeAgent(RpcAgent):
             "agent.server_active_calls": int(stats["in_flight"]),
             "agent.server_active_async_calls": 0,
         }
+        info |= {f"agent.{name}": int(n) for name, n in stats.items() if name.startswith("device_bytes_")}
         if self._gil_profiling:
             info["agent.gil_average_wait_time_us"] = 0
         return {name: str(value) for name, value in info.items()}

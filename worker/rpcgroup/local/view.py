@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rpcgroup.local.traffic import routes
+
 __all__ = ["LiveReporter", "picture"]
 
 COLOURS: Final = {
@@ -58,6 +60,10 @@ def picture(snapshot: dict[str, Any], events: int = 0) -> RenderableType:
     """`events`: how many of the last ones to show below."""
     parts: list[RenderableType] = [headline(snapshot), table(snapshot["workers"])]
     parts += [Text(line) for line in progress(snapshot["workers"])]
+    parts += [
+        Text(f"{route.sender} -> {route.receiver}: {figure(route.size)} bytes of tensors by {route.path}")
+        for route in routes(snapshot["workers"])
+    ]
     for event in snapshot["events"][len(snapshot["events"]) - events :]:
         when = time.strftime("%H:%M:%S", time.localtime(event["time"]))
         parts.append(Text(f"{when} {event['subject']}: {event['text']}", style="dim"))
@@ -111,6 +117,7 @@ def progress(workers: Iterable[dict[str, Any]]) -> Iterable[str]:
     """One line for each worker that says how far its job is, or anything else of its own."""
     for worker in workers:
         told = {k: v for k, v in worker["stats"].items() if not isinstance(v, (int, float))}
+        told.pop("devices", None)  # see `routes`
         steps = told.pop("progress", {})
         shown = {**steps, **told} if isinstance(steps, dict) else {"progress": steps, **told}
         if shown:
