@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import click
 
-from tests.conformance.report import Outcome, junit, read_expected, table, unexpected
+from tests.conformance.report import Outcome, beside, junit, read_expected, table, unexpected
 from tests.conformance.swapped import ENV_STOCK
 
 HERE = Path(__file__).parent
@@ -163,6 +163,12 @@ def in_threads(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 @click.option("--only", multiple=True, help="Tests whose name matches this pattern; may be repeated.")
 @click.option("--rerun-failed", is_flag=True, help="Those that failed in the last run.")
 @click.option("--stock", is_flag=True, help="On torch's own RPC.")
+@click.option(
+    "--beside",
+    "stock_results",
+    type=click.Path(path_type=Path, exists=True),
+    help="The results.json of a run with --stock on this machine: what fails there may fail here.",
+)
 @click.option("--shards", default=2, show_default=True, help="Processes that run tests at a time.")
 @click.option("--timeout", default=90, show_default=True, help="Seconds for one test.")
 @click.option(
@@ -173,6 +179,7 @@ def main(
     only: tuple[str, ...],
     rerun_failed: bool,
     stock: bool,
+    stock_results: Path | None,
     shards: int,
     timeout: int,
     results: Path,
@@ -193,6 +200,10 @@ def main(
     last.write_text(json.dumps([o.as_dict() for o in outcomes], indent=1))
     (results / "junit.xml").write_bytes(junit(outcomes))
     click.echo(table(outcomes, expected))
+    if stock_results is not None:
+        outcomes = beside(outcomes, [Outcome(**o) for o in json.loads(stock_results.read_text())])
+        passed = sum(o.outcome == "passed" for o in outcomes)
+        click.echo(f"of the {len(outcomes)} that torch's own RPC passes on this machine {passed} pass")
     faults = unexpected(outcomes, expected)
     for line in faults:
         click.echo(line)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-__all__ = ["Outcome", "junit", "read_expected", "table", "unexpected"]
+__all__ = ["Outcome", "beside", "junit", "read_expected", "table", "unexpected"]
 
 STOCK_PASSES = 463
 """Tests that torch's own TensorPipe passes without a GPU."""
@@ -48,6 +48,12 @@ def unexpected(outcomes: list[Outcome], expected: dict[str, str]) -> list[str]:
         elif o.outcome == "passed" and o.name in expected:
             lines.append(f"PASSED, but it is listed as an expected failure: {o.name}")
     return lines
+
+
+def beside(outcomes: list[Outcome], stock: list[Outcome]) -> list[Outcome]:
+    """Those of the tests that torch's own RPC passes, where it has been run on the same machine."""
+    passed = {o.name for o in stock if o.outcome == "passed"}
+    return [o for o in outcomes if o.name in passed]
 
 
 def last_line(text: str) -> str:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.conformance.report import Outcome, junit, last_line, read_expected, table, unexpected
+from tests.conformance.report import Outcome, beside, junit, last_line, read_expected, table, unexpected
 
 HERE = Path(__file__).parent
 EXPECTED = {"A.test_listed": "a reason", "A.test_mended": "a reason"}
@@ -24,6 +25,13 @@ def test_what_is_not_as_listed_is_told() -> None:
         "FAILED B.test_bad: Error: why",
     ]
     assert unexpected(OUTCOMES[:2], EXPECTED) == []
+
+
+def test_what_torchs_own_fails_is_not_asked_for() -> None:
+    stock = [replace(o, outcome="passed" if o.name != "B.test_bad" else "failed") for o in OUTCOMES]
+    judged = beside(OUTCOMES, stock)
+    assert [o.name for o in judged] == [o.name for o in OUTCOMES if o.name != "B.test_bad"]
+    assert unexpected(judged, {"A.test_listed": "a reason"}) == []
 
 
 def test_the_table_counts_by_class() -> None:
