@@ -53,6 +53,8 @@ class RRefContext:
     def __init__(self, port: Port) -> None:
         self.port = port
         self.before_remote: Callable[[RRef[Any], str, float], None] = lambda rref, name, timeout: None
+        self.start_async: Callable[[Callable[[], Any]], Any] = lambda start: start()
+        """Gives the future of an asynchronous use."""
         """Called with each use of `rref.remote().name`; raises where it must not be made."""
         self._driver = Driver(port)
         self._creations = 0  # guarded by the driver's lock
@@ -115,6 +117,11 @@ class RRefContext:
                 return RRef.of_user(self, user), fork
             cell = self._driver.cells[fork.rref_id] = Cell()
         return RRef.of_owner(self, fork.rref_id, cell), fork
+
+    def orphan(self, owner: int, owner_name: str) -> RRef[Any]:
+        """The reference to what a worker that is gone would have made: each use raises `OwnerDiedError`."""
+        with self._driver as machine:
+            return RRef.of_user(self, machine.orphan(owner, owner_name))
 
     def remote_done(self, fork: ForkData, error: BaseException | None) -> None:
         """The creation was answered, or failed, or timed out; call exactly once.

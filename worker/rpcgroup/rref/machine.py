@@ -75,6 +75,11 @@ class Machine:
         fork = ForkData(owner, owner_name, rref_id, self._new_fork_id(), self.me, type_name)
         return self.held.begin(fork), fork
 
+    def orphan(self, owner: int, owner_name: str) -> UserFork:
+        """As `begin_remote`, where the owner is gone already."""
+        rref_id = self.new_rref_id()
+        return self.held.orphan(ForkData(owner, owner_name, rref_id, self._new_fork_id(), self.me, ""))
+
     def remote_confirmed(self, fork: ForkData) -> None:
         if fork.owner == self.me:
             self.owned.delete(fork.rref_id, fork.fork_id, self.me, in_doubt=False)

@@ -82,6 +82,12 @@ class UserTable:
         user = self._users[fork.fork_id] = UserFork(fork, parent=None)
         return user
 
+    def orphan(self, fork: ForkData) -> UserFork:
+        """A creation that its owner, who is gone, never heard of."""
+        user = self.begin(fork)
+        user.state = move(USER_MOVES, user.state, UserEvent.OWNER_DIED)
+        return user
+
     def pass_on(self, user: UserFork, fork_id: ForkId, to: int) -> ForkData:
         """A child for `to`; `user` is kept until `child_settled`."""
         self._children[fork_id] = Child(user, to)

@@ -103,8 +103,12 @@ def _rref_typeof_on_owner(rref: RRef[Any]) -> type:
 
 def _call_owner(rref: RRef[Any], kind: CallKind, timeout: float, fn: Any, args: tuple[Any, ...]) -> Any:
     context = rref._context
-    context.require_usable(rref)
-    return context.port.call(kind, owner_of(context, rref), fn, args, {}, timeout)
+
+    def start() -> Any:
+        context.require_usable(rref)
+        return context.port.call(kind, owner_of(context, rref), fn, args, {}, timeout)
+
+    return context.start_async(start) if kind == "async" else start()
 
 
 def _value_of(context: RRefContext, cell: Cell | None, timeout: float) -> Any:

@@ -194,6 +194,50 @@ def test_nobody_waits_for_the_dead(python: Callable[[str], str]) -> None:
     ]
 
 
+OWNER_DIES = """
+import os, signal
+from rpcgroup.compat import rpc
+
+def raises(use):
+    try:
+        use()
+    except RuntimeError as exc:
+        return type(exc).__name__
+
+signal.alarm(60)
+rank = 0 if os.fork() else 1
+options = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{os.getcwd()}/store")
+rpc.init_rpc(f"w{rank}", rank=rank, world_size=2, rpc_backend_options=options)
+if rank == 1:
+    signal.pause()
+before = rpc.remote("w1", dict)
+before.to_here()
+w1 = rpc.get_worker_info("w1")
+print(raises(rpc.rpc_async(w1, os._exit, (0,)).wait))
+for to in ("w1", 1, w1):
+    after = rpc.remote(to, dict)
+    print(after.owner_name(), after.is_owner(), *map(raises, (after.to_here, after._get_future().wait)))
+futures = [before.rpc_async().keys(), after.rpc_async().keys()]
+print([raises(future.wait) for future in futures])
+del before, after
+rpc.shutdown()
+"""
+
+
+def test_a_worker_that_has_died_is_noticed_where_torch_notices_it(python: Callable[[str], str]) -> None:
+    lines = python(OWNER_DIES).splitlines()
+    uses = [f"{to} False OwnerDiedError PeerUnreachableError" for to in ("w1", "1", "w1")]
+    assert lines == ["PeerUnreachableError", *uses, "['OwnerDiedError', 'OwnerDiedError']"]
+
+
+def test_futures_of_methods_are_torchs(alone: str) -> None:
+    counter = rpc.remote(alone, Counter)
+    with api._wait_all():
+        future = counter.rpc_async().add(2)
+        assert api._thread_local_var.future_list == [future] and future._has_torch_part
+    assert torch._C._collect_all([future]).wait()[0].value() == 2
+
+
 def test_a_gathering_looks_its_parts_up_when_it_needs_them(
     alone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

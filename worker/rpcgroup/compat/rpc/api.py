@@ -104,7 +104,9 @@ def _reset_current_rpc_agent() -> None:
 def _init_rpc_states(agent: Any) -> None:
     global _ALL_WORKER_NAMES
     _ALL_WORKER_NAMES = {info.name for info in agent.get_worker_infos()}
-    if not isinstance(agent, TensorPipeAgent) and _is_current_rpc_agent_set():
+    if isinstance(agent, TensorPipeAgent):
+        agent.group.agent.references.start_async = _start_async
+    elif _is_current_rpc_agent_set():
         return  # a backend's init has set it
     _set_and_start_rpc_agent(agent)
 
@@ -166,8 +168,7 @@ def rpc_async(
         if isinstance(future, CallFuture):
             future.materialize()  # programs hand it to torch's C++: to scripted functions, to hooks of DDP
     except (DrainedError, PeerUnreachableError) as exc:  # torch's learns it later
-        future = Future()
-        future.set_exception(exc)
+        future = _failed(exc)
     if hasattr(_thread_local_var, "future_list"):
         _thread_local_var.future_list.append(future)
     return future
@@ -178,7 +179,40 @@ def remote(
 ) -> Any:
     """As `rpc_async`, but the result stays with the callee: a reference to it."""
     agent, func, args, kwargs = _prepare(to, func, args, kwargs)
-    return agent.remote(to, func, args, kwargs, timeout)
+    try:
+        return agent.remote(to, func, args, kwargs, timeout)
+    except (DrainedError, PeerUnreachableError) as exc:  # torch's learns it by using the reference
+        rref = agent.references.orphan(*_identify(agent, to))
+        rref._future = _failed(exc)
+        return rref
+
+
+def _identify(agent: Agent, to: str | int | WorkerInfo) -> tuple[int, str]:
+    """The incarnation of a worker, 0 of one that is no member any more, and what it is called."""
+    try:
+        record = agent.peer(to).record
+    except (DrainedError, PeerUnreachableError):
+        return 0, to.name if isinstance(to, WorkerInfo) else str(to)
+    return record.incarnation, record.called
+
+
+def _start_async(start: Callable[[], Future[Any]]) -> Future[Any]:
+    """As `rpc_async`, of the uses of a reference."""
+    try:
+        future = start()
+        if isinstance(future, CallFuture):
+            future.materialize()
+    except (DrainedError, PeerUnreachableError) as exc:
+        future = _failed(exc)
+    if hasattr(_thread_local_var, "future_list"):
+        _thread_local_var.future_list.append(future)
+    return future
+
+
+def _failed(error: BaseException) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _prepare(to: Any, func: Any, args: Any, kwargs: Any) -> tuple[Agent, Any, Any, Any]:
