@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from rpcgroup.cuda.completions import Completions
@@ -39,14 +41,15 @@ def read(runtime: TorchCuda, ipc: TorchIpc, payloads: list[Payload]) -> list[byt
     released = threading.Event()
     ready: list[Events] = []
     failed: list[Exception] = []
-    completions = Completions(runtime, lambda seconds, job: None)
+    jobs: deque[Callable[[], None]] = deque()
+    completions = Completions(runtime, lambda seconds, job: jobs.append(job))
     arrivals = Arrivals(
         runtime, PinnedPool(runtime), completions, bytearray, ipc, lambda transfer_id: released.set()
     )
     arrivals.expect(1, payloads, ready.append, failed.append)
     deadline = time.monotonic() + SECONDS
     while not released.is_set() and time.monotonic() < deadline:
-        completions.poll()
+        jobs.popleft()()
     if failed:
         raise failed[0]
     ready[0].wait()

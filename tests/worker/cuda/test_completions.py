@@ -37,10 +37,26 @@ def test_what_is_done_does_not_wait_for_what_is_not() -> None:
     hold = device.hold(held)
     completions.behind((held,), lambda: done.append("held"))
     completions.behind((free,), lambda: done.append("free"))
-    assert completions.poll() and done == ["free"] and completions.waiting == 1
+    timers.fire()
+    assert done == ["free"] and completions.waiting == 1
     hold.release()
-    assert completions.poll() and done == ["free", "held"]
+    timers.fire()
+    assert done == ["free", "held"] and not completions.waiting
+
+
+def test_whoever_looks_in_between_carries_nothing_out() -> None:
+    """It may be a thread that must not block; what was kept it lets go of."""
+    device, timers, done, thing = RecordingDevice(), Timers(), list[str](), Thing()
+    completions = Completions(device, timers)
+    stream = device.new_stream(DEVICE)
+    completions.behind((stream,), lambda: done.append("done"))
+    completions.keep(thing, stream)
+    kept = weakref.ref(thing)
+    del thing
+    assert completions.poll() and kept() is None and not done
     assert not completions.poll()
+    timers.fire()
+    assert done == ["done"]
 
 
 def test_a_thing_is_kept_until_then() -> None:

@@ -20,6 +20,18 @@ LONGEST_POLL: Final = 0.05
 """Seconds between two looks: twice as many after each that found nothing done."""
 
 
+class _Kept:
+    """In the place of an action: there is nothing to do but to drop it."""
+
+    __slots__ = ("_thing",)
+
+    def __init__(self, thing: object) -> None:
+        self._thing = thing
+
+    def __call__(self) -> None:
+        pass
+
+
 class Completions:
     """Thread-safe without a lock: each entry is taken out by one thread, which puts it back or carries it out.
 
@@ -42,15 +54,22 @@ class Completions:
 
         Raises what an event cannot be recorded for; the work may go on all the same, so that is tried again.
         """
+        self._add(streams, action)
+
+    def keep(self, thing: object, stream: Stream) -> None:
+        """Refer to `thing` until then."""
+        self._add((stream,), _Kept(thing))
+
+    def poll(self) -> bool:
+        """Let go of what need not be kept any more; whether there was any. Actions are left to `later`'s thread."""
+        return self._look_at_all(partial(self._later, 0.0))
+
+    def _add(self, streams: Sequence[Stream], action: Callable[[], None]) -> None:
         try:
             self._record(streams, action)
         except Exception:
             self._later(LONGEST_POLL, partial(self._record_or_act, streams, action))
             raise
-
-    def keep(self, thing: object, stream: Stream) -> None:
-        """Refer to `thing` until then."""
-        self.behind((stream,), lambda kept=thing: None)  # type: ignore[misc]
 
     def _record(self, streams: Sequence[Stream], action: Callable[[], None]) -> None:
         self._waiting.append(([self._runtime.record(stream) for stream in streams], action))
@@ -62,8 +81,7 @@ class Completions:
         except Exception:
             action()  # the device has failed, and does no more
 
-    def poll(self) -> bool:
-        """Look now; whether there was anything to do."""
+    def _look_at_all(self, act: Callable[[Callable[[], None]], None]) -> bool:
         waiting = self._waiting
         found = False
         for _ in range(len(waiting)):
@@ -71,11 +89,12 @@ class Completions:
                 events, action = waiting.popleft()
             except IndexError:
                 break
-            if all(map(self._is_over, events)):
-                found = True
-                action()
-            else:
+            if not all(map(self._is_over, events)):
                 waiting.append((events, action))
+                continue
+            found = True
+            if not isinstance(action, _Kept):
+                act(action)
         return found
 
     def _is_over(self, event: Event) -> bool:
@@ -91,8 +110,12 @@ class Completions:
 
     def _look(self) -> None:
         self._scheduled = False
-        self._pause = SHORTEST_POLL if self.poll() else min(2 * self._pause, LONGEST_POLL)
+        self._pause = SHORTEST_POLL if self._look_at_all(_call) else min(2 * self._pause, LONGEST_POLL)
         if self._waiting:
             self._schedule()
         else:
             self._pause = SHORTEST_POLL
+
+
+def _call(action: Callable[[], None]) -> None:
+    action()
