@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch
 from rpcgroup.errors import DevicePlacementError, JoinError
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.recording_device import RecordingDevice, recording_device
+from rpcgroup.testing.recording_ipc import RecordingIpc
 
 ZERO, ONE = torch.device("cuda", 0), torch.device("cuda", 1)
+PATIENCE = 60.0
 ROLE_MAPS = {"trainer": {"server": {"cuda:0": "cuda:1"}}}
 
 
@@ -77,3 +80,89 @@ def test_a_worker_without_the_devices_of_its_roles_map_does_not_join() -> None:
             cluster.join("s0", role="server")
         cluster.join("c0", role="other")
         assert sorted(member.name for member in cluster["t0"].members()) == ["c0", "t0"]
+
+
+# -- shared memory -------------------------------------------------------------------------------------------
+
+LARGE = 1 << 17
+"""Elements: more than what goes by the host in any case."""
+
+
+def double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * 2
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+@pytest.fixture
+def ipc(device: RecordingDevice) -> RecordingIpc:
+    device.shared_memory = RecordingIpc(device)
+    return device.shared_memory
+
+
+def traffic(cluster: LocalCluster, name: str) -> dict[str, int]:
+    accelerator = cluster.agent(name).accelerator
+    assert accelerator is not None
+    return accelerator.traffic.total
+
+
+def call_until(cluster: LocalCluster, device: RecordingDevice, condition: Callable[[], bool]) -> None:
+    """Calls with a large tensor, whose values are right every time."""
+    tensor = device.tensor(torch.arange(float(LARGE)), ZERO)
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        answer = cluster.agent("t0").rpc_sync("s0", double, (tensor,))
+        assert torch.equal(device.to_host(answer), torch.arange(float(LARGE)) * 2)
+
+
+def test_tensors_go_by_shared_memory_once_a_probe_has_come_back_right(
+    device: RecordingDevice, ipc: RecordingIpc, cluster: LocalCluster
+) -> None:
+    def both_ways() -> bool:
+        total = traffic(cluster, "t0")
+        return bool(total["sent_ipc"] and total["received_ipc"])
+
+    call_until(cluster, device, both_ways)
+    assert traffic(cluster, "t0")["sent_host"]  # until then
+    until(lambda: not ipc.shared)  # the last reader has released it
+
+
+def test_a_future_is_done_while_the_callees_stream_is_at_work(
+    device: RecordingDevice, ipc: RecordingIpc, cluster: LocalCluster
+) -> None:
+    call_until(cluster, device, lambda: bool(traffic(cluster, "t0")["received_ipc"]))
+    busy = device.hold(ONE)
+    tensor = device.tensor(torch.ones(LARGE), ZERO)
+    try:
+        called = cluster.agent("t0").rpc_async("s0", double, (tensor,))
+        answer = called.wait(non_blocking=True)
+        assert not device.is_done(device.record(device.current_stream(ZERO)))
+    finally:
+        busy.release()
+    called.wait()
+    assert torch.equal(device.to_host(answer), torch.full((LARGE,), 2.0))
+
+
+def test_a_peer_that_cannot_open_the_memory_gets_tensors_by_the_host(
+    device: RecordingDevice, ipc: RecordingIpc, cluster: LocalCluster
+) -> None:
+    ipc.failures["open"] = RuntimeError("another namespace")
+    call_until(cluster, device, lambda: traffic(cluster, "t0")["sent_host"] > 8 * 4 * LARGE)
+    assert not traffic(cluster, "t0")["sent_ipc"]
+    until(lambda: not ipc.shared)
+
+
+def test_memory_shared_with_a_peer_that_dies_is_let_go(
+    device: RecordingDevice, ipc: RecordingIpc, cluster: LocalCluster
+) -> None:
+    call_until(cluster, device, lambda: bool(traffic(cluster, "t0")["sent_ipc"]))
+    busy = device.hold(ZERO)  # what is sent now is not read before
+    cluster.agent("t0").rpc_async("s0", double, (device.tensor(torch.ones(LARGE), ZERO),))
+    cluster.evict("s0")
+    until(lambda: not ipc.shared)
+    busy.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec
@@ -11,6 +12,7 @@ import torch
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.extraction import device_tensors
+from rpcgroup.cuda.ipc import Ipc, Probes
 from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.cuda.staging import PinnedPool
 from rpcgroup.cuda.traffic import Traffic
@@ -37,6 +39,28 @@ class Accelerator:
         self.devices: tuple[torch.device, ...] = ()
         """Those that calls to and from this worker use."""
         self._me = MemberRecord(name="")
+        self.ipc = runtime.ipc()
+        """Shares memory with the processes of this host; None where nothing does."""
+        self._probes_lock = threading.Lock()  # guards _probes
+        self._probes: dict[int, Probes] = {}
+        """By the incarnation of the peer."""
+
+    def probes(
+        self, incarnation: int, ask: Callable[[bytes], bytes], submit: Callable[[Callable[[], None]], object]
+    ) -> Probes | None:
+        """Which memory that member can open; the same for both directions of calls. None where none is shared."""
+        if self.ipc is None:
+            return None
+        with self._probes_lock:
+            known = self._probes.get(incarnation)
+            if known is None:
+                known = self._probes[incarnation] = Probes(self.runtime, self.ipc, ask, submit)
+            return known
+
+    def forget(self, incarnation: int) -> None:
+        """It is no member any more."""
+        with self._probes_lock:
+            self._probes.pop(incarnation, None)
 
     def know(self, me: MemberRecord, others: Iterable[MemberRecord]) -> None:
         """The group has changed."""

@@ -345,8 +345,10 @@ class Agent:
             if self._peers.get(key) is peer:
                 del self._peers[key]
         self._choose_devices()
-        if self.accelerator is not None and record.name not in self._peers:
-            self.accelerator.traffic.forget(record.name)
+        if self.accelerator is not None:
+            self.accelerator.forget(record.incarnation)
+            if record.name not in self._peers:
+                self.accelerator.traffic.forget(record.name)
         peer.leave(why)
         for session in self.sessions():
             if session.peer.incarnation == record.incarnation:
@@ -386,9 +388,10 @@ class Agent:
 
     # -- links and sessions -------------------------------------------------------------------------------
 
-    def new_transfers(self, peer: str) -> Transfers | None:
-        """For one end of a channel with the member of that name; None in a process without devices."""
-        return Transfers(self, self.accelerator, peer) if self.accelerator is not None else None
+    def new_transfers(self, peer: str, incarnation: int) -> Transfers | None:
+        """For one end of a channel with that member; None in a process without devices."""
+        accelerator = self.accelerator
+        return Transfers(self, accelerator, peer, incarnation) if accelerator is not None else None
 
     def new_channel(self, stream: Stream, transfers: Transfers | None) -> Channel:
         allocate = self.receive_pool.allocate

@@ -22,6 +22,7 @@ from rpcgroup.agent.session import Function, Session
 from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.messages import head_of, read_head, unwrap
 from rpcgroup.cuda.events import Events
+from rpcgroup.cuda.ipc import answer_probe
 from rpcgroup.errors import (
     CallTimeoutError,
     DrainedError,
@@ -99,6 +100,8 @@ class Invocation:
         if agent.accelerator is not None:
             handlers[MessageType.TENSOR_CHUNK] = self._tensor_chunk
             handlers[MessageType.TENSOR_FAILED] = self._tensor_failed
+            handlers[MessageType.TENSOR_RELEASE] = self._tensor_release
+            handlers[MessageType.IPC_PROBE] = self._ipc_probe
         self.handlers: dict[int, Callable[[Session, Frame], None]] = {int(k): h for k, h in handlers.items()}
         if agent.accelerator is not None:
             self.handlers.update({kind | ON_DEVICE: self._hold for kind in WITH_TENSORS})
@@ -425,6 +428,27 @@ class Invocation:
     def _tensor_failed(self, session: Session, frame: Frame) -> None:
         assert session.transfers is not None
         session.transfers.on_failed(frame)
+
+    def _tensor_release(self, session: Session, frame: Frame) -> None:
+        assert session.transfers is not None
+        session.transfers.on_release(frame)
+
+    def _ipc_probe(self, session: Session, frame: Frame) -> None:
+        """Answered by a thread that may wait for a device."""
+        session.begin(frame[2])
+        self._agent.chores.submit(partial(self._answer_probe, session, frame))
+
+    def _answer_probe(self, session: Session, frame: Frame) -> None:
+        _, flags, id, _, _, body = frame
+        accelerator = self._agent.accelerator
+        try:
+            if accelerator is None or accelerator.ipc is None:
+                raise RpcGroupError("this worker opens no memory of others")
+            blob = self._codec.decode(flags & FORMAT_MASK, body)[0]
+            session.answer_value(id, answer_probe(accelerator.runtime, accelerator.ipc, blob))
+        except BaseException as exc:
+            self._fail(session, id, exc)
+        session.channel.flush()
 
     def _disconnect(self, session: Session, error: RemoteProtocolError) -> None:
         self._agent.reactor.unwatch(session)

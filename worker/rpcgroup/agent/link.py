@@ -58,6 +58,7 @@ _CANCEL: Final = int(MessageType.CANCEL)
 _GOODBYE: Final = int(MessageType.GOODBYE)
 _TENSOR_CHUNK: Final = int(MessageType.TENSOR_CHUNK)
 _TENSOR_FAILED: Final = int(MessageType.TENSOR_FAILED)
+_TENSOR_RELEASE: Final = int(MessageType.TENSOR_RELEASE)
 C = TypeVar("C", bound=Call)
 _monotonic = time.monotonic
 _pack_header = HEADER.pack
@@ -88,6 +89,7 @@ class Link:
             self._transfer_handlers = {
                 _TENSOR_CHUNK: transfers.on_chunk,
                 _TENSOR_FAILED: transfers.on_failed,
+                _TENSOR_RELEASE: transfers.on_release,
                 _RESPONSE | ON_DEVICE: self._hold_answer,
                 _AUTOGRAD_RESPONSE | ON_DEVICE: self._hold_answer,
             }
@@ -397,14 +399,14 @@ class Link:
 
     def fail(self, error: BaseException) -> None:
         """For good: pending and later calls fail with `error`."""
+        if self.transfers is not None:
+            self.transfers.close()
         with self._life_lock:
             first = self.failure is None
             if first:
                 self.failure = error
             self.reader.unwatch()
             self.channel.close()
-        if self.transfers is not None:
-            self.transfers.close()
         try:
             if first:
                 self.peer.lost(self)

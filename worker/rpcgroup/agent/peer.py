@@ -92,7 +92,7 @@ class Peer:
             raise PeerUnreachableError(
                 f"{self.name} at {self.record.address} cannot be reached: {_reason(exc)}"
             ) from exc
-        transfers = agent.new_transfers(self.name)
+        transfers = agent.new_transfers(self.name, self.incarnation)
         channel = agent.new_channel(stream, transfers)
         make_link = agent.options.make_link or Link
         link = make_link(agent, self, channel_id, channel, identity.main != agent.identity.main, transfers)

@@ -87,7 +87,7 @@ class Session:
         # held from `hold` to `attach` or `let_go`: one handshake at a time
         self._handshake = threading.Lock()
         self._placement: DevicePlacement | None = None
-        self.transfers = agent.new_transfers(peer.name)
+        self.transfers = agent.new_transfers(peer.name, peer.incarnation)
         """None in a process without devices."""
         self._unanswered: dict[int, None] = {}
         """Ids of the requests that wait or run. A dict, because counters lose updates between threads."""

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from rpcgroup.agent.call import Call
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import Arrivals
+from rpcgroup.cuda.ipc import Exports
 from rpcgroup.cuda.outbound import Departure
 from rpcgroup.cuda.staging import Share
 from rpcgroup.cuda.traffic import RECEIVED, SENT
+from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame, pack_frame
 from rpcgroup.wire.messages import MessageType
-from rpcgroup.wire.payloads import ON_DEVICE, Payload, pack_payloads, read_payloads
+from rpcgroup.wire.payloads import IPC, ON_DEVICE, Payload, pack_payloads, read_payloads
 from rpcgroup.wire.tensors import OnDevice
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from rpcgroup.transport.channel import Channel
 
 __all__ = ["Outgoing", "Transfers"]
+
+PROBE_TIMEOUT: Final = 10.0
+"""Seconds."""
 
 Failed = Callable[[BaseException], None]
 
@@ -58,17 +64,28 @@ class Outgoing:
 class Transfers:
     """One end of one channel. `channel` is set before the first message."""
 
-    def __init__(self, agent: Agent, accelerator: Accelerator, peer: str) -> None:
-        """`peer` is the name of who is at the other end."""
+    def __init__(self, agent: Agent, accelerator: Accelerator, peer: str, incarnation: int) -> None:
+        """`peer` is the name of who is at the other end, with its incarnation."""
         self.agent = agent
         self._accelerator = accelerator
         self._peer = peer
+        self._incarnation = incarnation
         self._ids = itertools.count(1)
+        self.closed = False
         self._share = Share(accelerator.pool)
         self.channel: Channel = None  # type: ignore[assignment]  # set by who connects
         self.arrivals = Arrivals(
-            accelerator.runtime, accelerator.pool, accelerator.completions, agent.receive_pool.allocate
+            accelerator.runtime,
+            accelerator.pool,
+            accelerator.completions,
+            agent.receive_pool.allocate,
+            accelerator.ipc,
+            self._put_release,
         )
+        self._exports: Exports | None = None
+        probes = accelerator.probes(incarnation, self._ask, agent.chores.submit)
+        if accelerator.ipc is not None and probes is not None:
+            self._exports = Exports(accelerator.ipc, probes.works)
 
     # -- out ----------------------------------------------------------------------------------------------
 
@@ -76,8 +93,14 @@ class Transfers:
         """In the thread whose current streams have written them."""
         accelerator = self._accelerator
         transfer_id = next(self._ids)
-        tensors = {place: data for place, (data, _) in enumerate(payloads)}
-        entries = [Payload(data.nbytes, target) for data, target in payloads]
+        tensors, entries = {}, []
+        for place, (data, target) in enumerate(payloads):
+            shared = self._exports.export(transfer_id, data) if self._exports is not None else None
+            if shared is None:
+                tensors[place] = data
+                entries.append(Payload(data.nbytes, target))
+            else:
+                entries.append(Payload(data.nbytes, target, IPC, shared))
         table = pack_payloads(transfer_id, entries)
         accelerator.traffic.add(self._peer, SENT, entries)
         return Outgoing(self, Departure(accelerator.runtime, self._share, transfer_id, tensors), table)
@@ -85,6 +108,9 @@ class Transfers:
     def put_chunk(self, transfer_id: int, index: int, place: int, data: memoryview) -> None:
         channel, kind = self.channel, MessageType.TENSOR_CHUNK
         channel.queue(pack_frame(kind, 0, transfer_id, index, place, channel.acknowledgement(), b"", [data]))
+        if self.closed:
+            channel.out.clear()  # the channel's own end may have been before
+            raise ConnectionError("the connection is closed")
         channel.flush()
 
     def put_failure(self, transfer_id: int, exc: Exception) -> None:
@@ -92,6 +118,27 @@ class Transfers:
         ack = channel.acknowledgement()
         channel.queue(pack_frame(MessageType.TENSOR_FAILED, 0, transfer_id, 0, 0, ack, described))
         channel.flush()
+
+    def _put_release(self, transfer_id: int) -> None:
+        """What the peer shares for this transfer has been read. Does not block."""
+        channel = self.channel
+        ack = channel.acknowledgement()
+        channel.queue(pack_frame(MessageType.TENSOR_RELEASE, 0, transfer_id, 0, 0, ack))
+        if not channel.try_flush():
+            self.agent.chores.submit(channel.flush)
+
+    def on_release(self, frame: Frame) -> None:
+        """TENSOR_RELEASE."""
+        if self._exports is not None:
+            self._exports.release(frame[2])
+
+    def _ask(self, blob: bytes) -> bytes:
+        """IPC_PROBE: what the peer reads there. Blocks; raises where it cannot, or cannot be asked."""
+        peer = self.agent.peer_of(self._incarnation)
+        if peer is None:
+            raise PeerUnreachableError(f"{self._peer} is no member")
+        answer: bytes = peer.link().send(MessageType.IPC_PROBE, 0, (blob,), 0, PROBE_TIMEOUT, Call()).wait()
+        return answer
 
     # -- in -----------------------------------------------------------------------------------------------
 
@@ -131,7 +178,11 @@ class Transfers:
         self.arrivals.on_failed(transfer_id, exc if isinstance(exc, Exception) else RuntimeError(str(exc)))
 
     def close(self) -> None:
+        """Before the channel is closed: what is sent from now on is not kept."""
+        self.closed = True
         self.arrivals.close()
+        if self._exports is not None:
+            self._exports.close()
 
 
 def _nobody(exc: BaseException) -> None:

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from rpcgroup.cuda.ipc import Ipc
 
 __all__ = ["Event", "Runtime", "Stream", "current_runtime", "use_runtime"]
 
@@ -40,6 +43,10 @@ class Runtime(Protocol):
     """The exact type of the tensors on its devices."""
 
     def device_count(self) -> int: ...
+
+    def ipc(self) -> Ipc | None:
+        """Shares memory of the devices with other processes; None: it cannot."""
+        ...
 
     def current_stream(self, device: torch.device) -> Stream:
         """This thread's, of that device."""

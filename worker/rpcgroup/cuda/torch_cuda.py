@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rpcgroup.cuda.ipc import Ipc
 from rpcgroup.cuda.runtime import Event, Stream
 
 __all__ = ["TorchCuda"]
@@ -19,6 +20,11 @@ class TorchCuda:
 
     def device_count(self) -> int:
         return torch.cuda.device_count()
+
+    def ipc(self) -> Ipc:
+        from rpcgroup.cuda.torch_ipc import TorchIpc
+
+        return TorchIpc()
 
     def current_stream(self, device: torch.device) -> Stream:
         return torch.cuda.current_stream(device)

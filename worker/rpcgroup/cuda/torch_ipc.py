@@ -8,6 +8,7 @@ Source: PyTorch's notes on sharing CUDA tensors (`torch.multiprocessing`).
 from __future__ import annotations
 
 import struct
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -28,8 +29,10 @@ _SHARED_MEMORY: Final = Path("/dev/shm")
 
 
 class TorchIpc:
-    def __init__(self) -> None:
-        self._indexes = {_uuid(index): index for index in range(torch.cuda.device_count())}
+    @cached_property
+    def _indexes(self) -> dict[bytes, int]:
+        # Not before it is needed: a process that has looked at its devices can use none in its forked children.
+        return {_uuid(index): index for index in range(torch.cuda.device_count())}
 
     def export(self, tensor: torch.Tensor) -> Export:
         device = tensor.device

@@ -22,6 +22,7 @@ from weakref import WeakSet, finalize
 import torch
 
 from rpcgroup.cuda import runtime as cuda_runtime
+from rpcgroup.cuda.ipc import Ipc
 from rpcgroup.testing.current_streams import CurrentStreams
 from rpcgroup.testing.device_tensor import Block, DeviceTensor, span_of
 from rpcgroup.testing.program_lines import program_lines
@@ -62,6 +63,8 @@ class RecordingDevice:
         self._dropped: deque[tuple[Memory, str]] = deque()
         """What the next that takes the lock has to free; nothing has been enqueued since."""
         self.current_streams = CurrentStreams(self._pool.defaults, self._record, self._wait)
+        self.shared_memory: Ipc | None = None
+        """By which members of one process share tensors as processes do: a `RecordingIpc`."""
 
     # -- for tests ----------------------------------------------------------------------------------------
 
@@ -117,6 +120,9 @@ class RecordingDevice:
 
     def device_count(self) -> int:
         return len(self._devices)
+
+    def ipc(self) -> Ipc | None:
+        return self.shared_memory
 
     def current_stream(self, device: torch.device) -> RecordedStream:
         return self.current_streams.get(self.exact(device))
