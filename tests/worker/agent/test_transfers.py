@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from rpcgroup.cuda.outbound import Departure
+from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.recording_device import RecordingDevice, recording_device
 
@@ -59,3 +61,22 @@ def test_everybody_sends_to_everybody_and_all_pinned_memory_comes_back(transport
         assert not wrong
         pools = [cluster.agent(name).accelerator.pool for name in NAMES]
         assert wait_until(lambda: not any(pool.in_use for pool in pools)), [pool.in_use for pool in pools]
+
+
+def test_a_transfer_to_a_peer_that_is_lost_ends_and_gives_its_memory_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = threading.Event()
+    run = Departure.run
+    monkeypatch.setattr(Departure, "run", lambda self, *args: (run(self, *args), ended.set()))
+    with recording_device() as device, LocalCluster(NAMES, transport="memory", device_maps=MAPS) as cluster:
+        agent = cluster.agent("a")
+        agent.rpc_sync("b", echo, (1,), timeout=SECONDS)
+        (link,) = [link for link in agent.links() if link.peer.name == "b"]
+        hold = device.hold(device.current_stream(torch.device("cuda", 0)))
+        future = agent.rpc_async("b", echo, (device.tensor(torch.zeros(60 << 20, dtype=torch.uint8)),))
+        link.fail(PeerUnreachableError("b was lost"))
+        hold.release()
+        with pytest.raises(PeerUnreachableError):
+            future.wait()
+        assert ended.wait(SECONDS) and not agent.accelerator.pool.in_use
