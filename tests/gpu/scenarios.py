@@ -8,6 +8,7 @@ A scenario calls as the worker `here`. The others are `there`, on whose devices 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rpcgroup.errors import DevicePlacementError
 from rpcgroup.functions import async_execution
 from rpcgroup.futures import Future, collect_all
 
-__all__ = ["SCENARIOS", "World", "double", "echo", "large", "place"]
+__all__ = ["SCENARIOS", "World", "double", "echo", "large", "place", "until"]
 
 DEADLINE: Final = 60.0
 DTYPES: Final = (
@@ -308,6 +309,14 @@ def context(agent: Agent) -> Iterator[DistAutogradContext]:
         yield made
     finally:
         agent.autograd.release(made.id)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline
+        pause.wait(0.001)
 
 
 def in_threads(target: Callable[[int], None], count: int) -> None:

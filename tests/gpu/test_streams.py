@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import threading
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
 
 from tests.gpu.paths import shares_memory
-from tests.gpu.scenarios import DEADLINE, World, echo
+from tests.gpu.scenarios import World, echo, until
 
 KERNEL_SECONDS = 2.0
 _after_kernel: list[torch.cuda.Event] = []
@@ -57,14 +54,6 @@ def kernel_runs() -> bool:
     return not _after_kernel[0].query()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline
-        pause.wait(0.001)
-
-
 @pytest.fixture
 def sent(world: World) -> torch.Tensor:
     assert world.agent.rpc_sync("there", calibrated)
@@ -72,7 +61,7 @@ def sent(world: World) -> torch.Tensor:
 
 
 def test_a_future_completes_while_the_kernel_runs_and_wait_blocks(world: World, sent: torch.Tensor) -> None:
-    if not shares_memory(world.agent, "there"):
+    if not shares_memory(world.agent, "there", world.device):
         pytest.skip(
             "this pair goes by the host's memory: a future completes when its data has come through it"
         )
@@ -91,7 +80,7 @@ def test_a_future_completes_while_the_kernel_runs_and_wait_blocks(world: World, 
 
 
 def test_by_the_host_a_future_completes_with_its_data(world: World, sent: torch.Tensor) -> None:
-    if shares_memory(world.agent, "there"):
+    if shares_memory(world.agent, "there", world.device):
         pytest.skip("this pair shares its devices' memory")
     future = world.agent.rpc_async("there", slowly, (sent,))
     assert world.agent.rpc_sync("there", echo, (1,)) == 1  # nothing is held up behind the kernel
