@@ -221,6 +221,31 @@ def test_a_program_that_handles_sigterm_itself_keeps_its_handler(url: str) -> No
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_sigterm_after_shutdown_is_an_ordinary_one(url: str) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    rpc.init_rpc("w0", init_method=url)
+    assert signal.getsignal(signal.SIGTERM) is not before
+    rpc.shutdown()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sigterm_after_a_shutdown_in_another_thread_is_an_ordinary_one() -> None:
+    program = textwrap.dedent(
+        """
+        import signal, threading
+        import rpcgroup as rpc
+        rpc.init_rpc("w0", init_method="memory://place/default/g")
+        thread = threading.Thread(target=rpc.shutdown)
+        thread.start()
+        thread.join()
+        signal.raise_signal(signal.SIGTERM)
+        """
+    )
+    environment = {**os.environ, contract.ENV_SECRET: "s"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=100, check=False)
+    assert done.returncode == -signal.SIGTERM
+
+
 def test_a_drained_program_that_does_not_listen_leaves_and_ends() -> None:
     """In good order: its record is gone, and its exit status is that of SIGTERM."""
     program = textwrap.dedent(

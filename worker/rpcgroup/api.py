@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, Final, TypeVar
 
 from rpcgroup.agent.agent import UNSET_TIMEOUT, Agent, Target
@@ -43,6 +44,8 @@ SIGTERM_GRACE: Final = 25.0
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()  # guards _group while it is made or ended
 _group: Group | None = None
+_sigterm_handler: Callable[[int, FrameType | None], None] | None = None
+"""That of the latest group that listens."""
 
 
 def _forget_group() -> None:
@@ -150,6 +153,7 @@ def shutdown(graceful: bool = True, timeout: float | None = None) -> None:
         with _lock:
             if _group is group:
                 _group = None
+        _stop_listening_to_sigterm()
 
 
 def rpc_sync(
@@ -256,18 +260,31 @@ def _record(
 
 def _listen_to_sigterm(group: Group) -> None:
     """SIGTERM asks this worker to leave, unless the program has a handler of its own."""
+    global _sigterm_handler
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return
 
-    def on_sigterm(signum: int, frame: object) -> None:
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
         if _group is not group:
-            raise SystemExit(0)
+            if group.is_drained:
+                raise SystemExit(0)
+            # Another thread has shut down, which could not do this.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
         request = DrainRequest(time.time() + SIGTERM_GRACE, "SIGTERM")
         group.agent.monitor.call_soon(lambda: group.drain(request))
 
+    _sigterm_handler = on_sigterm
     signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _stop_listening_to_sigterm() -> None:
+    """Where the program has not taken it over; only the main thread can."""
+    mine = _sigterm_handler is not None and signal.getsignal(signal.SIGTERM) is _sigterm_handler
+    if mine and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _leave_and_exit(request: DrainRequest) -> None:

@@ -227,6 +227,11 @@ class Group:
         if not callbacks and self.when_drained_unheard is not None:
             self.when_drained_unheard(request)
 
+    @property
+    def is_drained(self) -> bool:
+        """This worker has been asked to leave."""
+        return self._drain is not None
+
     def leave(self, graceful: bool, timeout: float | None = None) -> None:
         """End the membership; graceful: when the calls under way are through, both mine and others' to me, and in a
         static group when all members do the same.
