@@ -12,7 +12,7 @@ import torch
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.extraction import device_tensors
-from rpcgroup.cuda.ipc import Ipc, Probes
+from rpcgroup.cuda.ipc import Probes
 from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.cuda.staging import PinnedPool
 from rpcgroup.cuda.traffic import Traffic

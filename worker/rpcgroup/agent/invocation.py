@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import torch
 
 from rpcgroup.agent.autograd_port import ForwardedSession
+from rpcgroup.agent.autograd_requests import AutogradRequests
+from rpcgroup.agent.device_requests import DeviceRequests, events_of
 from rpcgroup.agent.link import KEYWORDS
 from rpcgroup.agent.monitor import TICK
 from rpcgroup.agent.serving import run_served, servings
 from rpcgroup.agent.session import Function, Session
 from rpcgroup.autograd.context import DistAutogradContext
-from rpcgroup.autograd.messages import head_of, read_head, unwrap
-from rpcgroup.cuda.events import Events
-from rpcgroup.cuda.ipc import answer_probe
+from rpcgroup.autograd.messages import head_of, unwrap
 from rpcgroup.errors import (
     CallTimeoutError,
     DrainedError,
@@ -36,7 +36,6 @@ from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.functions import load_function
 from rpcgroup.wire.messages import MessageType
-from rpcgroup.wire.payloads import ON_DEVICE
 from rpcgroup.wire.scripts import is_scripted
 
 if TYPE_CHECKING:
@@ -60,9 +59,6 @@ WRAPPED: Final = frozenset(
     )
 )
 """What a request within an autograd context can be."""
-
-WITH_TENSORS: Final = (*WRAPPED, MessageType.FORWARD_AUTOGRAD_REQ, MessageType.BACKWARD_AUTOGRAD_REQ)
-"""What can bring tensors for devices."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,22 +85,16 @@ class Invocation:
             MessageType.RREF_CHILD_ACCEPT: self._reference_message,
             MessageType.RREF_FORK_REQUEST: self._reference_message,
             MessageType.FORWARD_AUTOGRAD_REQ: self._forward_request,
-            MessageType.BACKWARD_AUTOGRAD_REQ: self._backward_request,
-            MessageType.BACKWARD_AUTOGRAD_RESP: self._backward_outcome,
-            MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ: self._cleanup_request,
-            MessageType.AUTOGRAD_CONTEXT_QUERY: self._context_query,
+            **AutogradRequests(agent, self.fail).handlers(),
             MessageType.DEFINE_FUNCTION: self._define,
             MessageType.CANCEL: self._cancel,
             MessageType.GOODBYE: self._goodbye,
         }
-        if agent.accelerator is not None:
-            handlers[MessageType.TENSOR_CHUNK] = self._tensor_chunk
-            handlers[MessageType.TENSOR_FAILED] = self._tensor_failed
-            handlers[MessageType.TENSOR_RELEASE] = self._tensor_release
-            handlers[MessageType.IPC_PROBE] = self._ipc_probe
         self.handlers: dict[int, Callable[[Session, Frame], None]] = {int(k): h for k, h in handlers.items()}
         if agent.accelerator is not None:
-            self.handlers.update({kind | ON_DEVICE: self._hold for kind in WITH_TENSORS})
+            self.handlers.update(
+                DeviceRequests(agent, agent.accelerator, self.decline, self.fail).handlers(handlers)
+            )
 
     # -- functions ----------------------------------------------------------------------------------------
 
@@ -143,14 +133,14 @@ class Invocation:
     ) -> None:
         _, flags, id, number, timeout_ms, body = frame
         if session.waiting.pop(id, None) is None:
-            self._decline(session, flags, body)  # cancelled, and answered by that
+            self.decline(session, flags, body)  # cancelled, and answered by that
             return
         started = time.monotonic()
         if timeout_ms and (started - arrived) * 1000 > timeout_ms:
-            self._decline(session, flags, body)
+            self.decline(session, flags, body)
             what = f"RPC ran for more than set timeout ({timeout_ms} ms)"
             late = f"{what}: dropped by {self._agent.name}, which had not begun it"
-            self._fail(session, id, CallTimeoutError(late))
+            self.fail(session, id, CallTimeoutError(late))
         else:
             run(session, frame)
         session.channel.flush()
@@ -158,7 +148,8 @@ class Invocation:
         if function is not None and function.slow and time.monotonic() - started < QUICK:
             function.slow -= 1
 
-    def _decline(self, session: Session, flags: int, body: Body | None) -> None:
+    def decline(self, session: Session, flags: int, body: Body | None) -> None:
+        """What a request brought that nobody will look at."""
         session.forks.decline(self._codec.references_in(flags, body))
 
     def _run(self, session: Session, frame: Frame) -> None:
@@ -176,7 +167,7 @@ class Invocation:
         try:
             function, args, kwargs = self._decode(session, flags, number, body, pending)
         except BaseException as exc:
-            self._fail(session, id, exc)
+            self.fail(session, id, exc)
             return
         if pending:
             call = partial(self._call, session, id, function, args, kwargs)
@@ -211,7 +202,7 @@ class Invocation:
             else:
                 session.answer_value(id, result)
         except BaseException as exc:
-            self._fail(session, id, exc)
+            self.fail(session, id, exc)
 
     def _answer_when_done(self, session: Session, id: int, result: torch.futures.Future[Any]) -> None:
         """The function was an `async_execution`: its future's value is the answer."""
@@ -220,7 +211,7 @@ class Invocation:
             try:
                 session.answer_value(id, done.wait())
             except BaseException as exc:
-                self._fail(session, id, exc)
+                self.fail(session, id, exc)
             session.channel.flush()
 
         result.add_done_callback(answer)
@@ -278,7 +269,7 @@ class Invocation:
             if session.waiting.pop(id, None) is None:
                 return
             if error is not None:
-                self._fail(session, id, error)
+                self.fail(session, id, error)
             else:
                 run()
             session.channel.flush()
@@ -307,7 +298,7 @@ class Invocation:
             creation, bounds_function, args = values[0], values[1], values[2:]
             rref = references.accept_remote(creation, session.peer.incarnation)
         except BaseException as exc:
-            self._fail(session, id, exc)
+            self.fail(session, id, exc)
             return
         if not bounds_function:
             session.answer_nothing(id)
@@ -373,14 +364,14 @@ class Invocation:
                     raise error
                 session.answer_value(id, value)
             except BaseException as exc:
-                self._fail(session, id, exc)
+                self.fail(session, id, exc)
             session.channel.flush()
 
         try:
             payload = self._codec.decode(flags & FORMAT_MASK, body)[0]
             self._agent.references.when_owner_value(payload, session.peer.incarnation, answer)
         except BaseException as exc:
-            self._fail(session, id, exc)
+            self.fail(session, id, exc)
 
     def _reference_message(self, session: Session, frame: Frame) -> None:
         kind, flags, id, _, _, body = frame
@@ -389,70 +380,9 @@ class Invocation:
             payload = self._codec.decode(flags & FORMAT_MASK, body)[0]
             self._agent.references.on_message(MessageType(kind), payload, session.peer.incarnation)
         except BaseException as exc:
-            self._fail(session, id, exc)
+            self.fail(session, id, exc)
         else:
             session.answer_nothing(id)
-
-    # -- tensors for devices ------------------------------------------------------------------------------
-
-    def _hold(self, session: Session, frame: Frame) -> None:
-        """A request whose tensors are on their way."""
-        _, _, id, _, _, _ = frame
-        assert session.transfers is not None
-        if id:
-            session.begin(id)
-        try:
-            session.transfers.hold(frame, partial(self._release, session), partial(self._drop, session))
-        except RemoteProtocolError as exc:
-            self._disconnect(session, exc)
-
-    def _release(self, session: Session, frame: Frame) -> None:
-        self.handlers[frame[0]](session, frame)
-
-    def _drop(self, session: Session, frame: Frame, error: BaseException) -> None:
-        """Its tensors do not come."""
-        _, flags, id, _, _, body = frame
-        if not id:
-            _log.error("gradients from %s did not arrive: %s", session.peer.name, error)
-            return
-        self._decline(session, flags, body)
-        self._fail(session, id, error)
-
-    def _tensor_chunk(self, session: Session, frame: Frame) -> None:
-        assert session.transfers is not None
-        try:
-            session.transfers.on_chunk(frame)
-        except RemoteProtocolError as exc:
-            self._disconnect(session, exc)
-
-    def _tensor_failed(self, session: Session, frame: Frame) -> None:
-        assert session.transfers is not None
-        session.transfers.on_failed(frame)
-
-    def _tensor_release(self, session: Session, frame: Frame) -> None:
-        assert session.transfers is not None
-        session.transfers.on_release(frame)
-
-    def _ipc_probe(self, session: Session, frame: Frame) -> None:
-        """Answered by a thread that may wait for a device."""
-        session.begin(frame[2])
-        self._agent.chores.submit(partial(self._answer_probe, session, frame))
-
-    def _answer_probe(self, session: Session, frame: Frame) -> None:
-        _, flags, id, _, _, body = frame
-        accelerator = self._agent.accelerator
-        try:
-            if accelerator is None or accelerator.ipc is None:
-                raise RpcGroupError("this worker opens no memory of others")
-            blob = self._codec.decode(flags & FORMAT_MASK, body)[0]
-            session.answer_value(id, answer_probe(accelerator.runtime, accelerator.ipc, blob))
-        except BaseException as exc:
-            self._fail(session, id, exc)
-        session.channel.flush()
-
-    def _disconnect(self, session: Session, error: RemoteProtocolError) -> None:
-        self._agent.reactor.unwatch(session)
-        session.broke(error)
 
     # -- distributed autograd -----------------------------------------------------------------------------
 
@@ -466,7 +396,7 @@ class Invocation:
             context = self._agent.autograd.introduce(head.context_id, head.origin, session.peer.incarnation)
         except BaseException as exc:
             session.begin(id)
-            self._fail(session, id, exc)
+            self.fail(session, id, exc)
             return
         assert body is not None
         if context is not None:
@@ -488,55 +418,6 @@ class Invocation:
             return call(*args, **(kwargs or {}))
         finally:
             thread.context = outer
-
-    def _backward_request(self, session: Session, frame: Frame) -> None:
-        """Gradients of tensors sent from here. What becomes of them is told to the caller of the pass."""
-        _, flags, _, _, _, body = frame
-        try:
-            head = head_of(body)
-        except BaseException:
-            _log.exception("gradients from %s could not be used", session.peer.name)
-            return
-        assert body is not None
-        autograd = self._agent.autograd
-        try:
-            grads = self._codec.decode(flags & FORMAT_MASK, unwrap(body))
-            autograd.on_propagation(head, grads, events_of(frame))
-        except BaseException as exc:
-            autograd.report(head, exc)
-
-    def _backward_outcome(self, session: Session, frame: Frame) -> None:
-        """What became of a part of a pass that was called here."""
-        _, flags, id, _, _, body = frame
-        session.begin(id)
-        try:
-            head, outcome = self._codec.decode(flags & FORMAT_MASK, body)
-            if isinstance(outcome, bytes):
-                outcome = rebuild_exception(outcome)
-            self._agent.autograd.on_outcome(read_head(head), outcome)
-        except BaseException:
-            _log.exception("the outcome of a backward pass from %s could not be used", session.peer.name)
-        session.answer_nothing(id)  # also then: to be told it again would not help
-
-    def _cleanup_request(self, session: Session, frame: Frame) -> None:
-        _, flags, id, _, _, body = frame
-        session.begin(id)
-        try:
-            head = read_head(self._codec.decode(flags & FORMAT_MASK, body)[0])
-            self._agent.autograd.on_cleanup(head.context_id, session.peer.incarnation)
-        except BaseException as exc:
-            self._fail(session, id, exc)
-        else:
-            session.answer_nothing(id)
-
-    def _context_query(self, session: Session, frame: Frame) -> None:
-        _, flags, id, _, _, body = frame
-        session.begin(id)
-        try:
-            head = read_head(self._codec.decode(flags & FORMAT_MASK, body)[0])
-            session.answer_value(id, self._agent.autograd.has(head.context_id))
-        except BaseException as exc:
-            self._fail(session, id, exc)
 
     # -- the channel's own --------------------------------------------------------------------------------
 
@@ -561,20 +442,15 @@ class Invocation:
         except ValueError:
             name = f"number {kind}"
         session.begin(id)
-        self._fail(session, id, RpcGroupError(f"message type {name} is not handled by this worker"))
+        self.fail(session, id, RpcGroupError(f"message type {name} is not handled by this worker"))
 
-    def _fail(self, session: Session, id: int, exc: BaseException) -> None:
+    def fail(self, session: Session, id: int, exc: BaseException) -> None:
+        """Answer with it."""
         session.answer_exception(id, self._describe(exc))
 
     def _describe(self, exc: BaseException) -> bytes:
         self.on_failure(exc)
         return describe_exception(exc, self._agent.where)
-
-
-def events_of(frame: Frame) -> Events | None:
-    """Of the tensors that came with it."""
-    body = frame[5]
-    return body.events if body is not None else None
 
 
 def _as_future(result: Any, function: Any) -> torch.futures.Future[Any]:

@@ -14,14 +14,14 @@ from rpcgroup.agent.call import Call
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import Arrivals
 from rpcgroup.cuda.ipc import Exports
-from rpcgroup.cuda.outbound import Departure
+from rpcgroup.cuda.outbound import Departure, prepare
 from rpcgroup.cuda.staging import Share
 from rpcgroup.cuda.traffic import RECEIVED, SENT
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame, pack_frame
 from rpcgroup.wire.messages import MessageType
-from rpcgroup.wire.payloads import IPC, ON_DEVICE, Payload, pack_payloads, read_payloads
+from rpcgroup.wire.payloads import ON_DEVICE, pack_payloads, read_payloads
 from rpcgroup.wire.tensors import OnDevice
 
 if TYPE_CHECKING:
@@ -93,17 +93,11 @@ class Transfers:
         """In the thread whose current streams have written them."""
         accelerator = self._accelerator
         transfer_id = next(self._ids)
-        tensors, entries = {}, []
-        for place, (data, target) in enumerate(payloads):
-            shared = self._exports.export(transfer_id, data) if self._exports is not None else None
-            if shared is None:
-                tensors[place] = data
-                entries.append(Payload(data.nbytes, target))
-            else:
-                entries.append(Payload(data.nbytes, target, IPC, shared))
+        runtime, share = accelerator.runtime, self._share
+        entries, departure = prepare(runtime, share, transfer_id, payloads, self._exports)
         table = pack_payloads(transfer_id, entries)
         accelerator.traffic.add(self._peer, SENT, entries)
-        return Outgoing(self, Departure(accelerator.runtime, self._share, transfer_id, tensors), table)
+        return Outgoing(self, departure, table)
 
     def put_chunk(self, transfer_id: int, index: int, place: int, data: memoryview) -> None:
         channel, kind = self.channel, MessageType.TENSOR_CHUNK
