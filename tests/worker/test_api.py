@@ -137,8 +137,20 @@ def test_the_environment_says_it_all(url: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(contract.ENV_ROLE, "trainer")
     monkeypatch.setenv(contract.ENV_POD_NAME, "pod")
     monkeypatch.setenv(contract.ENV_POD_UID, "uid")
+    monkeypatch.setenv(contract.ENV_DEVICE_MAPS, '{"server": {"cpu": "cpu"}}')
     me = rpc.init_rpc().me
     assert (me.name, me.role, me.pod_name, me.pod_uid) == ("g-worker-0", "trainer", "pod", "uid")
+    assert me.role_device_maps == {"server": {"cpu": "cpu"}}
+
+
+def test_a_worker_has_to_have_the_devices_that_its_role_is_said_to_have(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(contract.ENV_DEVICE_MAPS, '{"server": {"cuda:99": "cuda:0"}}')
+    with pytest.raises(
+        JoinError, match="Node w0 has source devices with invalid indices in its device map for role"
+    ):
+        rpc.init_rpc("w0", init_method=url)
 
 
 def test_what_is_missing_is_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
