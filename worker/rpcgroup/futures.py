@@ -54,9 +54,7 @@ class Future(torch.futures.Future[T]):
     _events: Events | None = None
     """Behind which its value may be used; there before it is settled."""
 
-    def __init__(
-        self, *, devices: Iterable[int | str | torch.device] | None = None, priority: int = 0
-    ) -> None:
+    def __init__(self, devices: Iterable[int | str | torch.device] | None = None, priority: int = 0) -> None:
         """`devices`: where the tensors of its value may be, and what its callbacks may use; those of a `then` inherit
         them. The value of one without devices is not ordered.
 
@@ -149,38 +147,19 @@ class Future(torch.futures.Future[T]):
         devices, priority = self._placement()
         result: Future[S] = Future(devices=devices, priority=priority) if devices else Future()
 
-        def settle(done: Future[T]) -> None:
-            result.set_result(callback(done))
-
         def run(done: Future[T]) -> None:
             try:
-                if devices:
-                    done._call_on_streams(settle)
-                else:
-                    result.set_result(callback(done))
+                result.set_result(callback(done))
             except BaseException as exc:
                 result.set_exception(_and_runtime_error(exc))
 
-        self._when_settled(run)
+        self._when_settled(_on_streams(run) if devices else run)
         return result
 
     def add_done_callback(self, callback: Callable[[Future[T]], None]) -> None:
         """As `then`, without a result; what it raises is logged."""
-        if self._placement()[0]:
-            self._when_settled(lambda done: done._call_on_streams(callback))
-        else:
-            self._when_settled(callback)
-
-    def _call_on_streams(self, callback: Callable[[Future[T]], None]) -> None:
-        """Where the device gives none it is called all the same, with a future that failed so: others wait for it."""
-        done = self
-        with ExitStack() as entered:
-            try:
-                entered.enter_context(self._streams())
-            except BaseException as exc:
-                done = Future()
-                done.set_exception(exc)
-            callback(done)
+        devices, _ = self._placement()
+        self._when_settled(_on_streams(callback) if devices else callback)
 
     @contextmanager
     def _streams(self) -> Iterator[None]:
@@ -306,6 +285,21 @@ class Future(torch.futures.Future[T]):
                 _log.error("a call failed and nobody asked for its result: %s", self._error)
             except Exception:
                 pass  # at interpreter exit even logging may be gone
+
+
+def _on_streams(callback: Callable[[Future[T]], None]) -> Callable[[Future[T]], None]:
+    """Where the device gives none it is called all the same, with a future that failed so: others wait for it."""
+
+    def run(done: Future[T]) -> None:
+        with ExitStack() as entered:
+            try:
+                entered.enter_context(done._streams())
+            except BaseException as exc:
+                done = Future()
+                done.set_exception(exc)
+            callback(done)
+
+    return run
 
 
 def collect_all(futures: list[torch.futures.Future[Any]]) -> Future[list[torch.futures.Future[Any]]]:
