@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import rpcgroup.autograd as public
+import rpcgroup.autograd.container as container_module
 from rpcgroup.autograd.container import Container, CurrentContext
 from rpcgroup.autograd.engine import Arrival
 from rpcgroup.autograd.messages import Head
@@ -173,6 +174,38 @@ def test_a_late_message_does_not_bring_a_context_back(container: Container) -> N
     container.on_cleanup(2 << 48, OTHER)
     assert container.introduce(2 << 48, OTHER, THIRD) is None
     assert container.debug_info() == {"num_autograd_contexts": "0", "num_current_backward_passes": "0"}
+
+
+def test_a_late_message_brings_no_context_back_that_is_forgotten(
+    container: Container, port: NotingPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container_module, "RELEASED_KEPT", 2)
+    mine = container.new_context()
+    container.release(mine.id)
+    for number in range(3):
+        container.on_cleanup(2 << 48 | number, OTHER)
+    assert container.introduce(mine.id, ME, OTHER) is None
+    assert container.introduce(2 << 48 | 3, OTHER, OTHER) is not None and not port.asked
+    late = container.introduce(2 << 48 | 0, OTHER, THIRD)
+    assert late is not None and [to for to, _, _ in port.asked] == [OTHER]
+    port.asked.pop()[2](False)
+    assert late.released
+
+
+def test_a_context_is_not_introduced_while_its_release_is_noted(container: Container) -> None:
+    """Whoever looks it up before the release is noted does so under the same lock."""
+    introduced: list[Any] = []
+
+    class Contexts(dict[int, Any]):
+        def get(self, key: int, default: Any = None) -> Any:
+            assert container._lock.locked()
+            introduced.append(key)
+            return super().get(key, default)
+
+    container._contexts = Contexts()
+    container.on_cleanup(2 << 48, OTHER)
+    assert container.introduce(2 << 48, OTHER, THIRD) is None
+    assert introduced == [2 << 48, 2 << 48]
 
 
 def test_a_context_dies_with_its_maker(container: Container) -> None:

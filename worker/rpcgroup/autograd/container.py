@@ -53,6 +53,8 @@ class Container:
         self._contexts: dict[int, DistAutogradContext] = {}
         self._released: dict[int, bool] = {}
         """By id: whether all members have been told."""
+        self._forgotten: dict[int, int] = {}
+        """By worker id: the highest id among the contexts of its making that have left `_released`."""
         self._outcomes: dict[int, Outcome] = {}
         """Of the passes that this worker has called, by their ids."""
         self._closed = False
@@ -95,12 +97,15 @@ class Container:
         """A message of the context that `creator` made has come from `sender`; None where it has been released."""
         with self._lock:
             context = self._contexts.get(context_id)
+            in_doubt = False
             if context is None:
-                if context_id in self._released or self._closed:
+                if context_id in self._released or self._closed or creator == self.port.incarnation:
                     return None
+                in_doubt = context_id <= self._forgotten.get(context_id >> COUNTER_BITS, 0)
                 context = self._contexts[context_id] = DistAutogradContext(context_id, creator)
-        if self.port.is_gone(sender):
-            self._ask(context)  # it died before this was noted: nobody else would look
+        # The release may have come first, or the sender died before this was noted: nobody else would look.
+        if in_doubt or self.port.is_gone(sender):
+            self._ask(context)
         return context
 
     def has(self, context_id: int) -> bool:
@@ -120,12 +125,12 @@ class Container:
 
     def on_cleanup(self, context_id: int, sender: int) -> None:
         """CLEANUP_AUTOGRAD_CONTEXT_REQ. Idempotent."""
-        context = self._contexts.get(context_id)
+        with self._lock:  # a message of it that comes now finds it here, or noted
+            context = self._contexts.get(context_id)
+            if context is None:
+                self._note_released(context_id)
         if context is not None:
             self._release(context, sender)
-        else:
-            with self._lock:
-                self._note_released(context_id)
 
     def member_died(self, incarnation: int) -> None:
         """Release what it made. Of other contexts it may have been the one that would pass the release on."""
@@ -158,7 +163,12 @@ class Container:
     def _note_released(self, context_id: int) -> None:
         self._released.setdefault(context_id, False)
         if len(self._released) > RELEASED_KEPT:
-            del self._released[next(iter(self._released))]
+            forgotten = next(iter(self._released))
+            del self._released[forgotten]
+            maker = forgotten >> COUNTER_BITS
+            self._forgotten[maker] = max(forgotten, self._forgotten.get(maker, 0))
+            if len(self._forgotten) > RELEASED_KEPT:
+                del self._forgotten[next(iter(self._forgotten))]
 
     def _tell(self, to: int, context_id: int, delay: float) -> None:
         """Again and again, until it is answered. If the other is gone, it passes nothing on: all are told then."""
