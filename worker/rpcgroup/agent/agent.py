@@ -124,6 +124,10 @@ class Agent:
         self.on_refused: Callable[[str, int], None] = lambda name, incarnation: None
         self.receive_pool = ReceivePool()
         self.monitor = Monitor(self, name)
+        self.pool = Pool(f"pool-{name}", self.monitor.wake)
+        """Runs the program's functions and callbacks."""
+        self.chores = Pool(f"chores-{name}", self.monitor.wake)
+        """Runs what is the agent's own and may block: it must not stand behind functions that do."""
         self.accelerator = self._find_accelerator()
         self.on_devices: Accelerator | None = None
         """The same, where calls use devices."""
@@ -131,10 +135,6 @@ class Agent:
         if self.accelerator is not None:
             tensor_type = self.accelerator.runtime.tensor_type
             self.codec = Codec(RRef, tensor_type=tensor_type, put=self.accelerator.put)
-        self.pool = Pool(f"pool-{name}", self.monitor.wake)
-        """Runs the program's functions and callbacks."""
-        self.chores = Pool(f"chores-{name}", self.monitor.wake)
-        """Runs what is the agent's own and may block: it must not stand behind functions that do."""
         self.invocation = Invocation(self)
         self.reactor = Reactor(name, self.invocation.handlers, self.invocation.refuse, self.monitor.wake)
         self.references: RRefContext = None  # type: ignore[assignment]  # made by start: it needs the incarnation
@@ -261,7 +261,7 @@ class Agent:
             else:
                 references.remote_done(fork, None)
 
-        future.add_done_callback(created)
+        future._when_settled(created)  # nothing of a device comes back
         return rref
 
     def peer(self, to: Target) -> Peer:
@@ -361,7 +361,7 @@ class Agent:
         runtime = current_runtime()
         if runtime is None:
             return None
-        return Accelerator(runtime, self.options.stream_priority, self.monitor.call_later)
+        return Accelerator(runtime, self.options.stream_priority, self.monitor.call_later, self.chores.submit)
 
     def _choose_devices(self) -> None:
         """Of the members' maps, after each change of theirs."""

@@ -63,7 +63,7 @@ class ReferencePort:
             else:
                 done(None)
 
-        future.add_done_callback(answered)
+        future._when_settled(answered)  # nothing of a device comes back
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> None:
         self._agent.monitor.call_later(delay, fn)
