@@ -20,6 +20,7 @@ from rpcgroup.agent.call import Call
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.agent.peer import Peer
 from rpcgroup.autograd.context import DistAutogradContext
+from rpcgroup.autograd.messages import Head
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.functions import async_execution
 from rpcgroup.futures import Future
@@ -378,6 +379,21 @@ def test_gradients_that_cannot_be_read_end_the_pass(
         with monkeypatch.context() as patch, pytest.raises(ValueError, match="garbled"):
             patch.setattr(codec, "decode", decode)
             a.autograd.backward(context.id, [loss], False)
+
+
+def test_gradients_of_a_pass_that_is_over_are_not_sent_any_more(
+    group: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = group.agent("a"), group["b"].me.incarnation
+    port = a.autograd.port
+    head, lost, later = Head(1, 2, pass_id=3, origin=4), print, []
+    with monkeypatch.context() as patch:
+        patch.setattr(a.chores, "submit", later.append)  # it has to connect first
+        port.propagate(b, head, [torch.ones(1)], lost, False)
+    port.forget(lost)
+    for job in later:
+        job()
+    assert later and not port._watches and not any(link.listeners for link in a.links())
 
 
 def test_an_error_here(group: LocalCluster) -> None:

@@ -52,8 +52,9 @@ class AutogradPort:
         self._agent = agent
         self.incarnation = agent.identity.incarnation
         self.worker_id = agent.info.id
-        self._watches: dict[Lost, Link] = {}
-        """The links whose failure somebody wants to hear of."""
+        self._lock = threading.Lock()  # guards _watches
+        self._watches: dict[Lost, Link | None] = {}
+        """The links whose failure somebody wants to hear of; None where the gradients are still to be sent."""
 
     @property
     def rpc_timeout(self) -> float:
@@ -76,22 +77,32 @@ class AutogradPort:
         on_devices = self._agent.on_devices
         if on_devices is not None:  # it may be another thread that sends
             send = on_devices.resumed(on_devices.events_of(grads), send)
+        with self._lock:
+            self._watches.setdefault(lost, None)
         self._reach(to, send, lost)
 
     def _send_gradients(
         self, head: Head, grads: tuple[Any, ...], lost: Lost, of_answer: bool, peer: Peer
     ) -> None:
+        if lost not in self._watches:
+            return  # the pass is over
         link, agent = peer.link(), self._agent
         placement = peer.placement
         if agent.accelerator is not None and not of_answer:
             placement = agent.accelerator.back_to(peer.record)
         link.post(_BACKWARD, wrap(head, agent.codec.encode(grads, placement=placement)))
-        if self._watches.get(lost) is not link:
-            self._watches[lost] = link
+        with self._lock:
+            is_new = self._watches.get(lost, link) is not link
+            if is_new:
+                self._watches[lost] = link
+        if is_new:
             link.listen(lost)
+            if lost not in self._watches:
+                link.listeners.pop(lost, None)  # forgotten meanwhile
 
     def forget(self, lost: Lost) -> None:
-        link = self._watches.pop(lost, None)
+        with self._lock:
+            link = self._watches.pop(lost, None)
         if link is not None:
             link.listeners.pop(lost, None)
 
