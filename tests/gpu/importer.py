@@ -42,7 +42,7 @@ def read(runtime: TorchCuda, ipc: TorchIpc, payloads: list[Payload]) -> list[byt
     ready: list[Events] = []
     failed: list[Exception] = []
     jobs: deque[Callable[[], None]] = deque()
-    completions = Completions(runtime, lambda seconds, job: jobs.append(job))
+    completions = Completions(runtime, lambda seconds, job: jobs.append(job), jobs.append)
     arrivals = Arrivals(
         runtime, PinnedPool(runtime), completions, bytearray, ipc, lambda transfer_id: released.set()
     )

@@ -35,7 +35,7 @@ def test_tensors_come_out_of_pinned_memory_as_they_went_in() -> None:
     runtime = TorchCuda()
     pool = PinnedPool(runtime)
     jobs: list[Callable[[], None]] = []
-    completions = Completions(runtime, lambda seconds, job: jobs.append(job))
+    completions = Completions(runtime, lambda seconds, job: jobs.append(job), jobs.append)
     arrivals = Arrivals(runtime, pool, completions)
     tensors = [random_bytes(size) for size in (1, SMALL, 3 * CHUNK + 5, 0, 20 * CHUNK)]
     payloads, departure = prepare(runtime, pool, 1, [(tensor, 0) for tensor in tensors])

@@ -18,7 +18,7 @@ class Thing:
 
 def test_an_action_is_done_behind_all_of_its_events_and_once() -> None:
     device, timers, done = RecordingDevice(), Timers(), list[str]()
-    completions = Completions(device, timers)
+    completions = Completions(device, timers, timers.submit)
     first, second = device.new_stream(DEVICE), device.new_stream(DEVICE)
     holds = device.hold(first), device.hold(second)
     completions.behind((first, second), lambda: done.append("done"))
@@ -32,7 +32,7 @@ def test_an_action_is_done_behind_all_of_its_events_and_once() -> None:
 
 def test_what_is_done_does_not_wait_for_what_is_not() -> None:
     device, timers, done = RecordingDevice(), Timers(), list[str]()
-    completions = Completions(device, timers)
+    completions = Completions(device, timers, timers.submit)
     held, free = device.new_stream(DEVICE), device.new_stream(DEVICE)
     hold = device.hold(held)
     completions.behind((held,), lambda: done.append("held"))
@@ -45,9 +45,9 @@ def test_what_is_done_does_not_wait_for_what_is_not() -> None:
 
 
 def test_whoever_looks_in_between_carries_nothing_out() -> None:
-    """It may be a thread that must not block; what was kept it lets go of."""
+    """Its thread must not block; what was kept it lets go of."""
     device, timers, done, thing = RecordingDevice(), Timers(), list[str](), Thing()
-    completions = Completions(device, timers)
+    completions = Completions(device, timers, timers.submit)
     stream = device.new_stream(DEVICE)
     completions.behind((stream,), lambda: done.append("done"))
     completions.keep(thing, stream)
@@ -61,7 +61,7 @@ def test_whoever_looks_in_between_carries_nothing_out() -> None:
 
 def test_a_thing_is_kept_until_then() -> None:
     device, timers, thing = RecordingDevice(), Timers(), Thing()
-    completions = Completions(device, timers)
+    completions = Completions(device, timers, timers.submit)
     stream = device.new_stream(DEVICE)
     hold = device.hold(stream)
     completions.keep(thing, stream)
@@ -76,7 +76,7 @@ def test_a_thing_is_kept_until_then() -> None:
 
 def test_nobody_looks_while_nothing_waits_and_seldom_while_nothing_happens() -> None:
     device, timers = RecordingDevice(), Timers()
-    completions = Completions(device, timers)
+    completions = Completions(device, timers, timers.submit)
     stream = device.new_stream(DEVICE)
     hold = device.hold(stream)
     assert not timers
@@ -101,14 +101,16 @@ def test_a_device_that_has_failed_is_waited_for_no_more() -> None:
             raise RuntimeError("CUDA error: unspecified launch failure")
 
     device, timers, done = Failed(), Timers(), list[str]()
-    Completions(device, timers).behind((device.new_stream(DEVICE),), lambda: done.append("done"))
+    Completions(device, timers, timers.submit).behind(
+        (device.new_stream(DEVICE),), lambda: done.append("done")
+    )
     timers.fire()
     assert done == ["done"]
 
 
 def test_what_no_event_can_be_recorded_for_is_kept_all_the_same() -> None:
     device, timers, thing = RecordingDevice(), Timers(), Thing()
-    completions = Completions(device, timers)
+    completions = Completions(device, timers, timers.submit)
     stream = device.new_stream(DEVICE)
     hold = device.hold(stream)
     device.fail_next("record", RuntimeError("CUDA error: out of memory"))
@@ -125,7 +127,7 @@ def test_what_no_event_can_be_recorded_for_is_kept_all_the_same() -> None:
 
 def test_on_a_device_that_has_failed_nothing_is_kept() -> None:
     device, timers, thing = RecordingDevice(), Timers(), Thing()
-    completions = Completions(device, timers)
+    completions = Completions(device, timers, timers.submit)
     stream = device.new_stream(DEVICE)
     for _ in range(2):
         device.fail_next("record", RuntimeError("CUDA error: unspecified launch failure"))

@@ -20,16 +20,25 @@ CHUNK = 256 << 10
 
 
 class Timers(list[tuple[float, Callable[[], None]]]):
-    """What is to be done later is done when the test says so."""
+    """What is to be done later, or by another thread, is done when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.submitted: list[Callable[[], None]] = []
 
     def __call__(self, seconds: float, job: Callable[[], None]) -> None:
         self.append((seconds, job))
 
+    def submit(self, job: Callable[[], None]) -> None:
+        self.submitted.append(job)
+
     def fire(self) -> None:
-        jobs = list(self)
+        jobs = [job for _, job in self]
         self.clear()
-        for _, job in jobs:
+        for job in jobs:
             job()
+        while self.submitted:
+            self.submitted.pop(0)()
 
 
 class Wire:
@@ -44,7 +53,7 @@ class Wire:
     ) -> None:
         self.device = device
         self.timers = Timers()
-        self.completions = Completions(device, self.timers)
+        self.completions = Completions(device, self.timers, self.timers.submit)
         self.pool = PinnedPool(device, blocks * CHUNK, CHUNK)
         self.receiver_pool = PinnedPool(device, receiver_blocks * CHUNK, CHUNK)
         self.released: list[int] = []

@@ -28,13 +28,20 @@ class Accelerator:
     """Of one agent in a process with devices. Thread-safe: what changes is replaced as a whole."""
 
     def __init__(
-        self, runtime: Runtime, priority: int, later: Callable[[float, Callable[[], None]], None]
+        self,
+        runtime: Runtime,
+        priority: int,
+        later: Callable[[float, Callable[[], None]], None],
+        submit: Callable[[Callable[[], None]], object],
     ) -> None:
-        """`priority` is that of the streams on which functions run; `later(seconds, job)` has a job done by then."""
+        """`priority` is that of the streams on which functions run.
+
+        `later(seconds, job)` has a job done by then, `submit(job)` one that may block.
+        """
         self.runtime = runtime
         self.priority = priority
         self.pool = PinnedPool(runtime)
-        self.completions = Completions(runtime, later)
+        self.completions = Completions(runtime, later, submit)
         self.traffic = Traffic()
         self.devices: tuple[torch.device, ...] = ()
         """Those that calls to and from this worker use."""

@@ -35,12 +35,18 @@ class _Kept:
 class Completions:
     """Thread-safe without a lock: each entry is taken out by one thread, which puts it back or carries it out.
 
-    `later(seconds, job)` has a job done then, by a thread that may block for a moment: an action can free memory.
+    `later(seconds, job)` has a job done then that does not block; `submit(action)` an action, which may for a moment.
     """
 
-    def __init__(self, runtime: Runtime, later: Callable[[float, Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        later: Callable[[float, Callable[[], None]], None],
+        submit: Callable[[Callable[[], None]], object],
+    ) -> None:
         self._runtime = runtime
         self._later = later
+        self._submit = submit
         self._waiting: deque[tuple[Sequence[Event], Callable[[], None]]] = deque()
         self._pause = SHORTEST_POLL
         self._scheduled = False
@@ -61,8 +67,21 @@ class Completions:
         self._add((stream,), _Kept(thing))
 
     def poll(self) -> bool:
-        """Let go of what need not be kept any more; whether there was any. Actions are left to `later`'s thread."""
-        return self._look_at_all(partial(self._later, 0.0))
+        """Look now; whether anything is over that was waited for. Does not block."""
+        waiting = self._waiting
+        found = False
+        for _ in range(len(waiting)):
+            try:
+                events, action = waiting.popleft()
+            except IndexError:
+                break
+            if not all(map(self._is_over, events)):
+                waiting.append((events, action))
+                continue
+            found = True
+            if not isinstance(action, _Kept):
+                self._submit(action)
+        return found
 
     def _add(self, streams: Sequence[Stream], action: Callable[[], None]) -> None:
         try:
@@ -79,23 +98,7 @@ class Completions:
         try:
             self._record(streams, action)
         except Exception:
-            action()  # the device has failed, and does no more
-
-    def _look_at_all(self, act: Callable[[Callable[[], None]], None]) -> bool:
-        waiting = self._waiting
-        found = False
-        for _ in range(len(waiting)):
-            try:
-                events, action = waiting.popleft()
-            except IndexError:
-                break
-            if not all(map(self._is_over, events)):
-                waiting.append((events, action))
-                continue
-            found = True
-            if not isinstance(action, _Kept):
-                act(action)
-        return found
+            self._submit(action)  # the device has failed, and does no more
 
     def _is_over(self, event: Event) -> bool:
         try:
@@ -110,12 +113,8 @@ class Completions:
 
     def _look(self) -> None:
         self._scheduled = False
-        self._pause = SHORTEST_POLL if self._look_at_all(_call) else min(2 * self._pause, LONGEST_POLL)
+        self._pause = SHORTEST_POLL if self.poll() else min(2 * self._pause, LONGEST_POLL)
         if self._waiting:
             self._schedule()
         else:
             self._pause = SHORTEST_POLL
-
-
-def _call(action: Callable[[], None]) -> None:
-    action()
