@@ -7,6 +7,7 @@ worker, what it gets back along the same map inverted. Source of the rules and o
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -113,7 +114,13 @@ def _has_map(source: MemberRecord, target: MemberRecord) -> bool:
 
 
 def _parsed(device_map: Mapping[str, str]) -> DeviceMap:
-    return {torch.device(k): torch.device(v) for k, v in device_map.items()}
+    return {_named(k): _named(v) for k, v in device_map.items()}
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(text: str) -> torch.device:
+    """Records name the same few, thousands of times in a large group."""
+    return torch.device(text)
 
 
 def reverse_maps(me: MemberRecord, records: Iterable[MemberRecord]) -> dict[str, DeviceMap]:
