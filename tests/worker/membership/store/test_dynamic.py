@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,22 @@ class FailingStore:
         return getattr(self._store, name)
 
 
+class SilentStore:
+    """Works until it is told to be silent; answers again when it is told to."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.asked = threading.Event()
+        self.speaks = threading.Event()
+        self.speaks.set()
+
+    def __getattr__(self, name: str) -> Any:
+        if not self.speaks.is_set():
+            self.asked.set()
+            self.speaks.wait(TIMEOUT)
+        return getattr(self._store, name)
+
+
 def admit_all(mine: MemberRecord, earlier: Sequence[MemberRecord]) -> None:
     pass
 
@@ -55,6 +72,21 @@ def test_who_looks_knows_without_waiting(connect: Connect) -> None:
     one.refresh()
     assert listener.story("w1") == ["+w1:joining", "+w1:leaving", "-w1:leaving"]
     one.close()
+
+
+def test_a_store_that_does_not_answer_keeps_nobody_from_leaving(connect: Connect) -> None:
+    store = SilentStore(connect())
+    seat = DynamicRendezvous(StoreClient(store), NEVER)
+    join(seat, "w0")
+    store.speaks.clear()
+    looking = threading.Thread(target=seat.refresh)
+    looking.start()
+    assert store.asked.wait(TIMEOUT)
+    seat.leave(0.01)
+    seat.close()
+    assert looking.is_alive()
+    store.speaks.set()
+    looking.join(TIMEOUT)
 
 
 def test_a_farewell_is_heard_in_time_too(connect: Connect) -> None:

@@ -99,6 +99,14 @@ class DynamicRendezvous:
             return self._record
 
     def leave(self, timeout: float) -> None:
+        """The store may not answer, while this or another thread asks it: the farewell is then on its own."""
+        farewell = threading.Thread(target=self._leave, name="rpcgroup-store-farewell", daemon=True)
+        farewell.start()  # ends when the store answers or fails
+        farewell.join(timeout)
+        if farewell.is_alive():
+            _log.info("left without a farewell: the store did not answer within %g s", timeout)
+
+    def _leave(self) -> None:
         with self._lock:
             mine, self._record = self._record, None
             self._listener = self._view = None
@@ -160,8 +168,10 @@ class DynamicRendezvous:
         return self._kv
 
     def close(self) -> None:
-        with self._lock:
-            self._record = self._listener = None
+        held = self._lock.acquire(timeout=CLOSE_SECONDS)  # whoever holds it may be waiting for the store
+        self._record = self._listener = None
+        if held:
+            self._lock.release()
         self._stop_watching()
 
     # -- joining ------------------------------------------------------------------------------------------
@@ -223,8 +233,7 @@ class DynamicRendezvous:
             self._append(record_entry(self._record))
 
     def _stop_watching(self) -> None:
-        with self._lock:
-            watch, self._watch = self._watch, None
+        watch, self._watch = self._watch, None
         if watch and self._pid == os.getpid():
             watch.stop()
 
