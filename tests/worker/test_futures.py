@@ -600,6 +600,23 @@ def test_collected_futures_are_waited_for_together(device: RecordingDevice) -> N
     assert values[1:] == [5, 6]
 
 
+def test_torchs_part_has_the_devices_where_torch_knows_them(
+    device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    init = torch._C.Future.__init__
+    monkeypatch.setattr(
+        torch._C.Future, "__init__", lambda self, devices: (given.append(devices), init(self, []))[1]
+    )
+    Future(devices=[0])
+    Future()
+    assert given == [[], []], "those of a recording device are unknown to torch"
+    monkeypatch.setattr(device, "tensor_type", torch.Tensor)
+    Future(devices=[1, 0]).then(lambda done: None)
+    Future()
+    assert given[2:] == [[ONE, TWO], [ONE, TWO], []]
+
+
 def test_asyncio_is_not_held_up_by_a_device(device: RecordingDevice) -> None:
     async def main() -> torch.Tensor:
         with device_held(device):
