@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import Arrivals
-from rpcgroup.cuda.ipc import answer_probe
+from rpcgroup.cuda.sharing import answer_probe
 from rpcgroup.cuda.staging import PinnedPool
 from rpcgroup.cuda.torch_cuda import TorchCuda
 from rpcgroup.cuda.torch_ipc import TorchIpc

@@ -13,8 +13,8 @@ import torch
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import Arrivals
-from rpcgroup.cuda.ipc import Exports, Probes
 from rpcgroup.cuda.outbound import prepare
+from rpcgroup.cuda.sharing import Exports, Probes
 from rpcgroup.cuda.staging import SMALL, PinnedPool
 from rpcgroup.cuda.torch_cuda import TorchCuda
 from rpcgroup.cuda.torch_ipc import TorchIpc

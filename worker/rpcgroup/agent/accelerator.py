@@ -12,8 +12,8 @@ import torch
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.extraction import device_tensors
-from rpcgroup.cuda.ipc import Probes
 from rpcgroup.cuda.runtime import Runtime
+from rpcgroup.cuda.sharing import Probes
 from rpcgroup.cuda.staging import PinnedPool
 from rpcgroup.cuda.traffic import Traffic
 from rpcgroup.devices import DevicePlacement, device_list, map_for, reverse_maps

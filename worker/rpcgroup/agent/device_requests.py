@@ -10,7 +10,7 @@ from rpcgroup.agent.accelerator import Accelerator
 from rpcgroup.agent.session import Session
 from rpcgroup.autograd.messages import head_of
 from rpcgroup.cuda.events import Events
-from rpcgroup.cuda.ipc import answer_probe
+from rpcgroup.cuda.sharing import answer_probe
 from rpcgroup.errors import RemoteProtocolError, RpcGroupError
 from rpcgroup.wire.codec import FORMAT_MASK
 from rpcgroup.wire.frames import Body, Frame

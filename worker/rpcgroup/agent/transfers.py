@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from rpcgroup.agent.call import Call
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import Arrivals
-from rpcgroup.cuda.ipc import Exports
 from rpcgroup.cuda.outbound import Departure, prepare
+from rpcgroup.cuda.sharing import Exports
 from rpcgroup.cuda.staging import Share
 from rpcgroup.cuda.traffic import RECEIVED, SENT
 from rpcgroup.errors import PeerUnreachableError

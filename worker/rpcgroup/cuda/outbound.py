@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 import torch
 
-from rpcgroup.cuda.ipc import Exports
 from rpcgroup.cuda.runtime import Event, Runtime, Stream
+from rpcgroup.cuda.sharing import Exports
 from rpcgroup.cuda.staging import SMALL, TRANSFER_PRIORITY, PinnedPool, Share, Staging
 from rpcgroup.wire.payloads import IPC, Payload, chunk_size, count_chunks
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpcgroup.cuda.ipc import Exports, Probes, answer_probe
 from rpcgroup.cuda.outbound import prepare
+from rpcgroup.cuda.sharing import Exports, Probes, answer_probe
 from rpcgroup.cuda.staging import SMALL
 from rpcgroup.testing.recording_device import RecordingDevice, recording_device
 from rpcgroup.testing.recording_ipc import RecordingIpc
