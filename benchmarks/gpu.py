@@ -138,8 +138,11 @@ def joined() -> Iterator[Agent]:
         for process in processes:
             process.start()
         try:
-            yield join("client", meeting)
-            rpc.shutdown(graceful=False)
+            agent = join("client", meeting)
+            try:
+                yield agent
+            finally:
+                rpc.shutdown(graceful=False)
         finally:
             for process in processes:
                 process.terminate()

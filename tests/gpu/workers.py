@@ -60,10 +60,12 @@ def joined(meeting: Path, maps: Maps) -> Iterator[Group]:
     for process in processes:
         process.start()
     try:
-        yield join(HERE, names, str(meeting), maps)
+        group = join(HERE, names, str(meeting), maps)
+        try:
+            yield group
+        finally:
+            rpc.shutdown(graceful=False)  # what a test has left undone is not this one's to wait for
     finally:
-        # Not gracefully: what a test has left undone is not this one's to wait for.
-        rpc.shutdown(graceful=False)
         for process in processes:
             process.terminate()
             process.join(SECONDS)

@@ -21,8 +21,6 @@ MAPS = {
         "push": {"cpu": "cuda:0"},
     }
 }
-OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-CUDA_ERROR = RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 @pytest.fixture(params=["memory", "tcp", "shared"])
@@ -96,6 +94,14 @@ def test_by_the_host_a_future_completes_with_its_data(world: World) -> None:
 # When a device fails.
 
 
+def out_of_memory() -> Exception:
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def cuda_error() -> Exception:
+    return RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
 def still_good(world: World) -> bool:
     back = world.agent.rpc_sync("there", double, (world.device.tensor(torch.ones(100_000)),))
     return bool((world.device.to_host(back) == 2).all())
@@ -104,7 +110,7 @@ def still_good(world: World) -> bool:
 @pytest.mark.parametrize("size", [1, 1 << 20])
 def test_an_argument_finds_no_memory(size: int, world: World) -> None:
     sent = world.device.tensor(torch.ones(size))
-    world.device.fail_next("empty", OUT_OF_MEMORY)
+    world.device.fail_next("empty", out_of_memory())
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         world.agent.rpc_sync("there", echo, (sent,))
     assert still_good(world)
@@ -114,7 +120,7 @@ def test_an_argument_finds_no_memory(size: int, world: World) -> None:
 def test_a_result_finds_no_memory_at_the_caller(size: int, world: World) -> None:
     value = world.agent.remote("there", double, (world.device.tensor(torch.ones(size)),))
     value.to_here()
-    world.device.fail_next("empty", OUT_OF_MEMORY)
+    world.device.fail_next("empty", out_of_memory())
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         value.to_here()
     assert still_good(world)
@@ -123,7 +129,7 @@ def test_a_result_finds_no_memory_at_the_caller(size: int, world: World) -> None
 
 def fails_with_a_cuda_error(world: World, what: str) -> None:
     sent = world.device.tensor(torch.ones(1 << 20))
-    world.device.fail_next(what, CUDA_ERROR)
+    world.device.fail_next(what, cuda_error())
     with pytest.raises(RuntimeError, match="illegal memory access"):
         world.agent.rpc_sync("there", echo, (sent,))
     assert still_good(world)
