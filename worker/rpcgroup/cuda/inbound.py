@@ -31,8 +31,8 @@ thread for a moment. What stays here is of a transfer that nobody expects."""
 class Arrivals:
     """The receiving side of one channel. Thread-safe; no method blocks on a device or on staging.
 
-    `ordinary(size)` gives memory for what comes while no pinned block is free. `release(transfer_id)` is called, by
-    the thread of the completions, when what a transfer shares by `ipc` has been read, or is not going to be.
+    `ordinary(size)` gives memory for what comes while no pinned block is free. `release(transfer_id)` is called, where
+    the completions' actions are done, when what a transfer shares by `ipc` has been read, or is not going to be.
     """
 
     def __init__(
