@@ -18,8 +18,10 @@ OF_SEVERAL_MODULES = {
     "agent/test_on_devices.py",
     "agent/test_over_tls.py",
     "agent/test_references.py",
+    "agent/test_stream_order.py",
 }
-"""What no single module does: races between the agent's threads; references, TLS, and devices, over real agents."""
+"""What no single module does: races between the agent's threads; references, TLS, devices and their order, over
+real agents."""
 
 TESTS = sorted(
     (test, tests, sources)
