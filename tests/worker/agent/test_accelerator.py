@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,3 +167,13 @@ def test_memory_shared_with_a_peer_that_dies_is_let_go(
     cluster.evict("s0")
     until(lambda: not ipc.shared)
     busy.release()
+
+
+def test_nobody_asks_a_peer_of_another_host(
+    device: RecordingDevice, ipc: RecordingIpc, cluster: LocalCluster
+) -> None:
+    agent = cluster.agent("t0")
+    agent.record = replace(agent.record, host="another")
+    call_until(cluster, device, lambda: traffic(cluster, "t0")["sent_host"] > 8 * 4 * LARGE)
+    assert not traffic(cluster, "t0")["sent_ipc"]
+    until(lambda: not ipc.shared)

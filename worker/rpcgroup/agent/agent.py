@@ -153,7 +153,7 @@ class Agent:
         """By names and ids that are nobody's any more: whether it left in order, what happened, when (monotonic)."""
         self.newest_incarnation = 0
         """Of all members ever seen: an older one that is not a member has left or died."""
-        self._record = MemberRecord(name=name)
+        self.record = MemberRecord(name=name)
         self._started = False
         self._closed = False
         self._close_lock = threading.Lock()  # guards _closed
@@ -172,7 +172,7 @@ class Agent:
         self.identity = replace(self.identity, incarnation=record.incarnation)
         self.info = WorkerInfo(record.called, record.id, record.incarnation)
         self.where = str(self.info)
-        self._record = record
+        self.record = record
         self._choose_devices()
         self.references = RRefContext(ReferencePort(self))
         self.autograd = Container(AutogradPort(self), self.thread)
@@ -369,7 +369,7 @@ class Agent:
         if accelerator is None:
             return
         peers = [peer for key, peer in list(self._peers.items()) if key == peer.name]
-        accelerator.know(self._record, [peer.record for peer in peers])
+        accelerator.know(self.record, [peer.record for peer in peers])
         for peer in peers:
             peer.placement = accelerator.to(peer.record)
         self.on_devices = accelerator if accelerator.devices else None

@@ -17,7 +17,7 @@ from rpcgroup.cuda.outbound import Departure, prepare
 from rpcgroup.cuda.sharing import Exports
 from rpcgroup.cuda.staging import Share
 from rpcgroup.cuda.traffic import RECEIVED, SENT
-from rpcgroup.errors import PeerUnreachableError
+from rpcgroup.errors import PeerUnreachableError, RpcGroupError
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame, pack_frame
 from rpcgroup.wire.messages import MessageType
@@ -131,6 +131,8 @@ class Transfers:
         peer = self.agent.peer_of(self._incarnation)
         if peer is None:
             raise PeerUnreachableError(f"{self._peer} is no member")
+        if peer.record.host != self.agent.record.host:
+            raise RpcGroupError(f"{self._peer} is on another host, and cannot open memory of this one")
         answer: bytes = peer.link().send(MessageType.IPC_PROBE, 0, (blob,), 0, PROBE_TIMEOUT, Call()).wait()
         return answer
 
