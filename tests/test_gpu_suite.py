@@ -1,4 +1,4 @@
-"""What of tests/gpu can be told without a GPU: that it says so, what it needs, and that its workers meet."""
+"""What of tests/gpu can be told without a GPU: that it says so, what it needs, and that its workers work together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
-from tests.gpu.scenarios import double
-from tests.gpu.workers import NO_GPU, joined
+from rpcgroup.testing.recording_device import recording_device
+from tests.gpu import recorded
+from tests.gpu.scenarios import SCENARIOS, World
+from tests.gpu.workers import NO_GPU, device_maps, joined
 
 ROOT = Path(__file__).parents[1]
 ONLY_TORCH_AND_PYTEST = """
@@ -55,11 +57,13 @@ def test_it_needs_torch_and_pytest_only(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_its_workers_meet_and_end(tmp_path: Path) -> None:
-    with joined(tmp_path / "meeting", {NO_GPU: {}}) as group:
-        assert torch.equal(group.agent.rpc_sync(NO_GPU, double, (torch.ones(3),)), torch.full((3,), 2.0))
-        assert group.agent.rpc_sync(NO_GPU, has_no_gpu)
-
-
-def has_no_gpu() -> bool:
-    return os.environ["CUDA_VISIBLE_DEVICES"] == ""
+def test_its_workers_do_what_they_are_to_do_with_recorded_devices(tmp_path: Path) -> None:
+    """As processes, so by the host's memory."""
+    maps = {name: devices for name, devices in device_maps(2).items() if name != "hurt"}
+    with recording_device() as device, joined(tmp_path / "meeting", maps, recorded.serve) as group:
+        world = World(group.agent, device, torch.device(maps["there"]["cuda:0"]))
+        for scenario in SCENARIOS:
+            scenario(world)
+        for name in maps:
+            assert group.agent.rpc_sync(name, recorded.violations) == []
+        assert not group.agent.rpc_sync(NO_GPU, torch.cuda.is_available)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ import rpcgroup as rpc
 from rpcgroup.group import Group
 from rpcgroup.options import TensorPipeRpcBackendOptions
 
-__all__ = ["HERE", "NO_GPU", "CudaDevice", "device_maps", "joined"]
+__all__ = ["HERE", "NO_GPU", "CudaDevice", "device_maps", "joined", "serve"]
 
 HERE: Final = "here"
 NO_GPU: Final = "plain"
@@ -48,9 +48,33 @@ class CudaDevice:
         return tensor.detach().cpu()
 
 
+def serve(name: str, names: list[str], meeting: str) -> None:
+    """The life of another worker: until it is terminated."""
+    if name == NO_GPU:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    join(name, names, meeting, {})
+    multiprocessing.process.parent_process().join()  # type: ignore[union-attr]
+
+
+def join(name: str, names: list[str], meeting: str, maps: Maps) -> Group:
+    options = TensorPipeRpcBackendOptions(device_maps=maps, rpc_timeout=SECONDS)  # type: ignore[arg-type]
+    return rpc.init_rpc(
+        name,
+        rank=names.index(name),
+        world_size=len(names),
+        init_method=f"file://{meeting}",
+        rpc_backend_options=options,
+    )
+
+
 @contextmanager
-def joined(meeting: Path, maps: Maps) -> Iterator[Group]:
-    """This process joins as `here`, with a process for each worker of the maps; all end with the context."""
+def joined(
+    meeting: Path, maps: Maps, serve: Callable[[str, list[str], str], None] = serve
+) -> Iterator[Group]:
+    """This process joins as `here`, with a process for each worker of the maps; all end with the context.
+
+    `serve` is the life of one, with its name, those of all, and where they meet.
+    """
     names = [HERE, *maps]
     context = multiprocessing.get_context("spawn")
     processes = [
@@ -70,22 +94,3 @@ def joined(meeting: Path, maps: Maps) -> Iterator[Group]:
             process.terminate()
             process.join(SECONDS)
             process.close()
-
-
-def serve(name: str, names: list[str], meeting: str) -> None:
-    """The life of another worker: until it is terminated."""
-    if name == NO_GPU:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    join(name, names, meeting, {})
-    multiprocessing.process.parent_process().join()  # type: ignore[union-attr]
-
-
-def join(name: str, names: list[str], meeting: str, maps: Maps) -> Group:
-    options = TensorPipeRpcBackendOptions(device_maps=maps, rpc_timeout=SECONDS)  # type: ignore[arg-type]
-    return rpc.init_rpc(
-        name,
-        rank=names.index(name),
-        world_size=len(names),
-        init_method=f"file://{meeting}",
-        rpc_backend_options=options,
-    )
