@@ -41,6 +41,8 @@ JOIN_TIMEOUT: Final = 30.0
 """Seconds for the rendezvous to answer."""
 LEAVE_TIMEOUT: Final = 1.0
 """Seconds for the farewell: an etcd that is away must not keep a worker from ending."""
+ONLY_FAREWELL_TIMEOUT: Final = 10.0
+"""The same where nothing but the farewell ends a record: the others would take this worker for dead."""
 IDLE_TIMEOUT: Final = 30.0
 """Seconds that a graceful shutdown waits for running work where the drain gives no deadline."""
 _log = logging.getLogger(__name__)
@@ -270,7 +272,7 @@ class Group:
         self.collectives.close()
         # First, or peers that see the record go would drop my sessions under my links.
         self.agent.close_links()
-        self._rendezvous.leave(LEAVE_TIMEOUT)
+        self._rendezvous.leave(LEAVE_TIMEOUT if self._rendezvous.has_leases else ONLY_FAREWELL_TIMEOUT)
         self._rendezvous.close()
         use_context(None)
         use_container(None)
