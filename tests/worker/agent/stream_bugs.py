@@ -17,8 +17,8 @@ from rpcgroup.cuda.arrival import Arrival
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.outbound import Departure, PutChunk
-from rpcgroup.cuda.staging import SMALL
 from rpcgroup.cuda.runtime import Runtime
+from rpcgroup.cuda.staging import SMALL
 from rpcgroup.futures import Future
 from rpcgroup.rref.cell import Cell
 
