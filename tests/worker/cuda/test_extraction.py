@@ -133,7 +133,7 @@ def test_values_that_hold_themselves(device: RecordingDevice) -> None:
         NeverPickles(1),
         Plain,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_nothing_is_found_where_there_is_nothing(device: RecordingDevice, value: Any) -> None:
     assert device_tensors(value, device) == []
