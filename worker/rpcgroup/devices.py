@@ -160,6 +160,7 @@ class DevicePlacement:
         self._map = device_map
         self._is_answer = is_answer
         self.moves_cpu = any(d.type == "cpu" and t.type != "cpu" for d, t in device_map.items())
+        self.leaves_for_cpu = any(d.type != "cpu" and t.type == "cpu" for d, t in device_map.items())
 
     def target(self, tensor: torch.Tensor) -> int:
         """Index of the receiver's device, -1 for the CPU; raises `DevicePlacementError`."""

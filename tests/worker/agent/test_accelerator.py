@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -83,14 +84,66 @@ def test_a_worker_without_the_devices_of_its_roles_map_does_not_join() -> None:
         assert sorted(member.name for member in cluster["t0"].members()) == ["c0", "t0"]
 
 
-# -- shared memory -------------------------------------------------------------------------------------------
-
-LARGE = 1 << 17
-"""Elements: more than what goes by the host in any case."""
+# -- what the CPU of one is a device of the other ---------------------------------------------------------------
 
 
 def double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * 2
+
+
+def use(tensor: torch.Tensor, _: object) -> None:
+    """With no answer that would have the host wait for it."""
+    tensor + 1
+
+
+@pytest.fixture
+def to_and_from_the_cpu(device: RecordingDevice) -> Iterator[LocalCluster]:
+    maps = {"a": {"b": {"cuda:0": "cpu"}, "c": {"cpu": "cuda:0"}}}
+    with LocalCluster("abc", device_maps=maps) as cluster:
+        yield cluster
+
+
+def test_an_answer_from_a_cpu_is_kept_for_the_stream_of_whoever_waits(
+    device: RecordingDevice, to_and_from_the_cpu: LocalCluster
+) -> None:
+    called = to_and_from_the_cpu.agent("a").rpc_async("b", double, (device.tensor([1.0, 2.0]),))
+    settled = threading.Event()
+    called.add_done_callback(lambda _: settled.set())
+    assert settled.wait(PATIENCE)  # so another thread has decoded it
+    with device.use([device.new_stream(ZERO)]):
+        answer = called.wait(non_blocking=True)
+        result = answer + 1
+        del answer, called
+        device.check()
+        assert device.to_host(result).tolist() == [3.0, 5.0]
+
+
+def test_gradients_from_a_cpu_are_kept_for_the_streams_of_the_pass(
+    device: RecordingDevice, to_and_from_the_cpu: LocalCluster
+) -> None:
+    agent = to_and_from_the_cpu.agent("a")
+    context = agent.autograd.new_context()
+    try:
+        x = device.tensor([1.0, 2.0]).requires_grad_()
+        both = agent.rpc_sync("b", double, (x,)) + agent.rpc_sync("b", double, (x,))
+        agent.autograd.backward(context.id, [both.sum()], False)
+        assert device.to_host(context.gradients()[x]).tolist() == [4.0, 4.0]
+    finally:
+        agent.autograd.release(context.id)
+
+
+def test_arguments_from_a_cpu_are_kept_for_a_function_that_waits_for_a_reference(
+    device: RecordingDevice, to_and_from_the_cpu: LocalCluster
+) -> None:
+    agent = to_and_from_the_cpu.agent("a")
+    reference = agent.remote("b", double, (torch.ones(1),))
+    agent.rpc_sync("c", use, (torch.ones(2), reference))
+
+
+# -- shared memory -------------------------------------------------------------------------------------------
+
+LARGE = 1 << 17
+"""Elements: more than what goes by the host in any case."""
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -113,6 +113,7 @@ class AnsweringLink:
             on_devices=SimpleNamespace(devices=(ONE, TWO), priority=priority),
             pool=SimpleNamespace(submit=lambda run: run()),
         )
+        self.peer = SimpleNamespace(answers_reach_devices=False)
         self.unsettled: dict[int, CallFuture[Any]] = {}
         self.claimed: dict[int, object] = {}
         self.activity = self.eager_calls = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from rpcgroup.membership.record import MemberRecord
 __all__ = ["Accelerator"]
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Accelerator:
@@ -103,12 +104,22 @@ class Accelerator:
         with (events or Events(self.runtime, {}, ())).after(self.devices, self.priority):
             yield
 
-    def resumed(self, events: Events | None, run: Callable[P, None]) -> Callable[P, None]:
+    def brought(self, events: Events | None, decode: Callable[[], T]) -> tuple[T, Events | None]:
+        """What `decode` gives of a message, and behind what it may be used: what it has `put` on devices, too.
+
+        `events` are those of the tensors that came with the message.
+        """
+        with self.streams(events):
+            value = decode()
+            tensors = device_tensors((events.tensors if events is not None else (), value), self.runtime)
+            return value, Events.record(self.runtime, tensors) if tensors else None
+
+    def resumed(self, used: Any, run: Callable[P, None]) -> Callable[P, None]:
         """`run`, for another thread: on streams of its own, behind what the current ones of this have to do.
 
-        `events` are those of the tensors that it uses.
+        `used` has the tensors that it uses.
         """
-        so_far = Events.record(self.runtime, events.tensors if events is not None else (), self.devices)
+        so_far = Events.record(self.runtime, device_tensors(used, self.runtime), self.devices)
 
         def resume(*args: P.args, **kwargs: P.kwargs) -> None:
             with self.streams(so_far):

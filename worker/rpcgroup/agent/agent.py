@@ -371,7 +371,8 @@ class Agent:
         peers = [peer for key, peer in list(self._peers.items()) if key == peer.name]
         accelerator.know(self.record, [peer.record for peer in peers])
         for peer in peers:
-            peer.placement = accelerator.to(peer.record)
+            peer.placement = placement = accelerator.to(peer.record)
+            peer.answers_reach_devices = placement.leaves_for_cpu
         self.on_devices = accelerator if accelerator.devices else None
 
     def probe(self, incarnation: int) -> None:

@@ -76,7 +76,7 @@ class AutogradPort:
         send: Callable[[Peer], None] = partial(self._send_gradients, head, tuple(grads), lost, of_answer)
         on_devices = self._agent.on_devices
         if on_devices is not None:  # it may be another thread that sends
-            send = on_devices.resumed(on_devices.events_of(grads), send)
+            send = on_devices.resumed(grads, send)
         with self._lock:
             self._watches.setdefault(lost, None)
         self._reach(to, send, lost)

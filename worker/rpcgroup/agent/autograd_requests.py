@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rpcgroup.agent.device_requests import events_of
@@ -47,10 +48,13 @@ class AutogradRequests:
             _log.exception("gradients from %s could not be used", session.peer.name)
             return
         assert body is not None
-        autograd = self._agent.autograd
+        autograd, on_devices = self._agent.autograd, self._agent.on_devices
+        decode = partial(self._codec.decode, flags & FORMAT_MASK, unwrap(body))
         try:
-            grads = self._codec.decode(flags & FORMAT_MASK, unwrap(body))
-            autograd.on_propagation(head, grads, events_of(frame))
+            if on_devices is None:
+                autograd.on_propagation(head, decode())
+            else:
+                autograd.on_propagation(head, *on_devices.brought(events_of(frame), decode))
         except BaseException as exc:
             autograd.report(head, exc)
 

@@ -72,12 +72,14 @@ class Call:
             return None
         if kind == _EXCEPTION and self.withdraw is not None:
             self.withdraw()
-        if body is not None and body.events is not None:
+        if body is not None and (body.events is not None or self.link.peer.answers_reach_devices):
             return self._result_on_devices(body.events, kind, flags, body)
         return self.link.decode_answer(kind, flags, body)
 
-    def _result_on_devices(self, events: Events, kind: int, flags: int, body: Body) -> Any:
+    def _result_on_devices(self, events: Events | None, kind: int, flags: int, body: Body) -> Any:
         """The thread that decodes it waits for it."""
+        if events is None:
+            return self.link.decode_answer(kind, flags, body)
         events.wait()  # what decoding enqueues is ordered too
         value = self.link.decode_answer(kind, flags, body)
         events.hold_host()

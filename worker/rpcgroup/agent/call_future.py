@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import torch
@@ -170,11 +171,18 @@ class CallFuture(Future[T], Call):
         on_devices = self.link.agent.on_devices
         return (on_devices.devices, on_devices.priority) if on_devices is not None else ((), 0)
 
-    def _result_on_devices(self, events: Events, kind: int, flags: int, body: Body) -> Any:
+    def _result_on_devices(self, events: Events | None, kind: int, flags: int, body: Body) -> Any:
         """Who decodes it need not be who waits for it: on streams that nothing else waits for."""
+        link = self.link
+        if events is None or link.peer.answers_reach_devices:
+            accelerator = link.agent.accelerator
+            assert accelerator is not None
+            decode = partial(link.decode_answer, kind, flags, body)
+            value, self._events = accelerator.brought(events, decode)
+            return value
         _, priority = self._placement()
         with events.after((), priority):
-            value = self.link.decode_answer(kind, flags, body)
+            value = link.decode_answer(kind, flags, body)
             self._events = events.renewed()
         return value
 

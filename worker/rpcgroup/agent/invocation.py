@@ -171,7 +171,7 @@ class Invocation:
             return
         if pending:
             call = partial(self._call, session, id, function, args, kwargs)
-            self._when_confirmed(session, id, pending, self._resumed(frame, call))
+            self._when_confirmed(session, id, pending, self._resumed(frame, (args, kwargs), call))
         else:
             self._call(session, id, function, args, kwargs)
 
@@ -237,10 +237,12 @@ class Invocation:
             return function, args, kwargs
         return function, values, None
 
-    def _resumed(self, frame: Frame, run: Callable[[], None]) -> Callable[[], None]:
-        """`run` for another thread, in the order of devices."""
-        on_devices = self._agent.on_devices
-        return run if on_devices is None else on_devices.resumed(events_of(frame), run)
+    def _resumed(self, frame: Frame, values: Any, run: Callable[[], None]) -> Callable[[], None]:
+        """`run` for another thread, in the order of devices, with the values of the frame."""
+        on_devices, events = self._agent.on_devices, events_of(frame)
+        if on_devices is None:
+            return run
+        return on_devices.resumed((events.tensors if events is not None else (), values), run)
 
     def _load(self, session: Session, number: int) -> Function:
         """The function of a definition; raises what loading it raises."""
@@ -341,7 +343,7 @@ class Invocation:
                 fail(exc)
 
         if pending:
-            resumed = self._resumed(frame, run)
+            resumed = self._resumed(frame, (args, kwargs), run)
 
             def confirmed(error: BaseException | None) -> None:
                 self._agent.pool.submit(resumed if error is None else partial(fail, error))

@@ -38,6 +38,8 @@ class Peer:
         self.forks = Forks(agent, record.incarnation)
         self.placement: DevicePlacement | None = None
         """Where the tensors of requests to it go; None in a process without devices."""
+        self.answers_reach_devices = False
+        """The CPU of this peer is a device here, for its answers."""
         self._link: Link | None = None
         self._lock = threading.Lock()  # guards the making of the link
 
