@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from rpcgroup.testing.recording_device import recording_device
@@ -14,7 +15,12 @@ from tests.gpu import recorded
 from tests.gpu.scenarios import SCENARIOS, World
 from tests.gpu.workers import NO_GPU, device_maps, joined
 
+pytestmark = pytest.mark.timeout(
+    600
+)  # several processes in turn that import torch, on a machine with two cores
+
 ROOT = Path(__file__).parents[1]
+SECONDS = 300.0
 ONLY_TORCH_AND_PYTEST = """
 import sys
 
@@ -35,7 +41,7 @@ def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{folder}:{ROOT / 'worker'}"}
     command = [sys.executable, "-W", "ignore", *args]
     return subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
     )
 
 
