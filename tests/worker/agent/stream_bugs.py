@@ -21,6 +21,7 @@ from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.cuda.staging import SMALL
 from rpcgroup.futures import Future
 from rpcgroup.rref.cell import Cell
+from rpcgroup.wire.payloads import Payload
 
 __all__ = ["BUGS", "Bug"]
 
@@ -118,6 +119,28 @@ def an_arrival_is_allocated_on_another_stream(patch: pytest.MonkeyPatch) -> None
 
 
 @bug
+def shared_memory_is_read_before_it_is_written(patch: pytest.MonkeyPatch) -> None:
+    def read(arrival: Arrival, payload: Payload, target: torch.Tensor) -> None:
+        runtime, ipc = arrival._runtime, arrival._ipc
+        assert ipc is not None
+        with runtime.use([arrival._stream(target.device), arrival._stream(ipc.device_of(payload.blob))]):
+            source, _ = ipc.open(payload.blob)
+            arrival._sources.append(source)
+            runtime.copy(target, source)
+
+    patch.setattr(Arrival, "_read", read)
+
+
+@bug
+def shared_memory_is_released_before_it_has_been_read(patch: pytest.MonkeyPatch) -> None:
+    def let_go(arrival: Arrival) -> None:
+        arrival._sources.clear()
+        arrival._released()
+
+    patch.setattr(Arrival, "_let_go", let_go)
+
+
+@bug
 def staging_comes_back_before_it_has_been_copied(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Completions, "keep", lambda completions, thing, stream: None)
 
@@ -171,9 +194,9 @@ def a_non_blocking_wait_does_not_order(patch: pytest.MonkeyPatch) -> None:
 
 @bug
 def an_answer_is_decoded_on_whatever_streams_are_current(patch: pytest.MonkeyPatch) -> None:
-    def result(future: CallFuture[Any], events: Events, kind: int, flags: int, body: Any) -> Any:
+    def result(future: CallFuture[Any], events: Events | None, kind: int, flags: int, body: Any) -> Any:
         value = future.link.decode_answer(kind, flags, body)
-        future._events = events.renewed()
+        future._events = future.link.agent.accelerator.events_of(value)  # type: ignore[union-attr]
         return value
 
     patch.setattr(CallFuture, "_result_on_devices", result)

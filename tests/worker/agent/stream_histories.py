@@ -452,13 +452,13 @@ class User:
         how = self.random.choice(("value", "wait", "non_blocking"))
 
         def sums(done: Any) -> Tensors:
-            return [torch.stack([t.cpu().sum() for t in value_of(each, how)]) for each in value_of(done, how)]
+            return [sum_of([t.cpu() for t in value_of(each, how)]) for each in value_of(done, how)]
 
         def doubles(done: Any) -> Tensors:
             return [tensor * 2 for each in value_of(done, how) for tensor in value_of(each, how)]
 
         if self.random.random() < 0.2:
-            expected = [torch.stack([tensor.sum() for tensor in tensors]) for _, tensors, _ in calls]
+            expected = [sum_of(tensors) for _, tensors, _ in calls]
             result = collected.then(sums)
         else:
             expected = [tensor * 2 for _, tensors, _ in calls for tensor in tensors]
@@ -608,6 +608,10 @@ class User:
         for (name, leaf, _), grad in zip(pairs, expected, strict=True):
             got = gradients[name].get(leaf)
             check(None if got is None else (got * 1).cpu(), None if grad is None else grad * passes)
+
+
+def sum_of(tensors: Tensors) -> torch.Tensor:
+    return torch.stack([tensor.sum() for tensor in tensors]).sum()
 
 
 def value_of(done: Any, how: str) -> Any:

@@ -15,10 +15,11 @@ from typing import Final, NamedTuple
 import pytest
 
 from rpcgroup.agent import accelerator
-from rpcgroup.cuda import completions, inbound, outbound
+from rpcgroup.cuda import completions, inbound, outbound, sharing
 from rpcgroup.cuda import runtime as cuda_runtime
 from rpcgroup.cuda.staging import PinnedPool
 from rpcgroup.testing.recording_device import RecordingDevice
+from rpcgroup.testing.recording_ipc import RecordingIpc
 from tests.worker.agent.stream_bugs import BUGS, Bug
 from tests.worker.agent.stream_histories import World, run_history
 
@@ -27,7 +28,7 @@ FIRST: Final = int(os.environ.get("RPCGROUP_STREAM_FIRST", "0"))
 OF_ONE_WORLD: Final = 8
 UNTIL_CAUGHT: Final = 40
 """Histories, of those with a seeded bug."""
-POOL: Final = 48
+POOL: Final = 32
 """Streams of each device and priority: one that is used again is ordered by chance."""
 CHUNK: Final = 256
 SMALL: Final = 64
@@ -40,7 +41,7 @@ BLOCKS: Final = 64
 def as_it_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     """With small chunks; and what waits for the end of a copy looks late: what the host has seen is in order."""
     monkeypatch.setattr(accelerator, "PinnedPool", partial(PinnedPool, limit=BLOCKS * CHUNK, chunk=CHUNK))
-    for module in (inbound, outbound):
+    for module in (inbound, outbound, sharing):
         monkeypatch.setattr(module, "SMALL", SMALL)
     monkeypatch.setattr(completions, "SHORTEST_POLL", completions.LONGEST_POLL)
 
@@ -49,6 +50,8 @@ def as_it_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
 def recording(number: int) -> Iterator[RecordingDevice]:
     """For the world of that number; it is not checked at its end."""
     device = RecordingDevice(2 + number % 2, POOL)
+    if number % 3 == 1:
+        device.shared_memory = RecordingIpc(device)
     before = cuda_runtime.current_runtime()
     cuda_runtime.use_runtime(device)
     try:
