@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 
 from rpcgroup.agent.agent import Agent
+from rpcgroup.agent.options import AgentOptions
 from rpcgroup.cuda.runtime import Event
 from rpcgroup.functions import async_execution
 from rpcgroup.futures import Future, collect_all
@@ -32,6 +33,7 @@ DEADLINE: Final = 60.0
 LARGE: Final = (40, 2, 3)
 """Of several chunks; to be used together with the shapes of the programs."""
 CLOSE: Final = 1e-9
+OPTIONS: Final = AgentOptions(rpc_timeout=DEADLINE / 2)
 Program = Sequence[Step]
 Tensors = list[torch.Tensor]
 Map = dict[torch.device, torch.device]
@@ -77,7 +79,7 @@ class World:
             }
             for name in self.names
         }
-        with LocalCluster(self.names, device_maps=texts) as self.cluster:
+        with LocalCluster(self.names, options=OPTIONS, device_maps=texts) as self.cluster:
             current = self
             yield self
 
@@ -205,7 +207,7 @@ def run_in_thread(caller: str, name: str, program: Program, given: Tensors) -> F
             except BaseException as exc:
                 come.set_exception(exc)
 
-    threading.Thread(target=run).start()
+    threading.Thread(target=run, daemon=True).start()
     return come
 
 
@@ -654,12 +656,13 @@ def in_threads(targets: Sequence[Callable[[], None]]) -> None:
             failures.append(exc)
 
     threads = [
-        threading.Thread(target=run, args=(target,), name=f"user {next(_numbers)}") for target in targets
+        threading.Thread(target=run, args=(target,), name=f"user {next(_numbers)}", daemon=True)
+        for target in targets
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(DEADLINE)
-    assert not [thread for thread in threads if thread.is_alive()]
+    assert not [thread for thread in threads if thread.is_alive()], "a user's step does not end"
     if failures:
         raise failures[0]
