@@ -131,6 +131,19 @@ def test_a_pods_worker_keeps_its_name_whatever_the_program_calls_it(
     assert rpc.remote("trainer0", echo, (2,)).owner_name() == "trainer0"
 
 
+@pytest.mark.parametrize(("rank", "world_size"), [(1, None), (0, 3), (1, 3)])
+def test_a_pod_is_one_rank(url: str, monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    """A program that starts all ranks by itself would fight with itself for the pod's name."""
+    monkeypatch.setenv(contract.ENV_RENDEZVOUS, url)
+    monkeypatch.setenv(contract.ENV_NAME, "g-worker-0")
+    monkeypatch.setenv(contract.ENV_COMPAT, contract.COMPAT_TORCH)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(GroupError, match="this pod is rank 0 of 1, and its program joins as rank"):
+        rpc.init_rpc("trainer1", rank=rank, world_size=world_size)
+    assert rpc.init_rpc("trainer0", rank=0, world_size=1).me.name == "g-worker-0"
+
+
 def test_the_environment_says_it_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(contract.ENV_RENDEZVOUS, url)
     monkeypatch.setenv(contract.ENV_NAME, "g-worker-0")
@@ -358,7 +371,7 @@ def test_torchs_environment_is_where_to_meet_if_nothing_else_is(
 
 
 def test_a_rank_that_does_not_exist(url: str, tmp_path: Path) -> None:
-    with pytest.raises(JoinError, match="w0 has rank 1 in a group of 1"):
+    with pytest.raises(JoinError, match="rank 1 is none of 0 to 0"):
         rpc.init_rpc("w0", rank=1, world_size=1, init_method=f"file://{tmp_path}/store")
     assert api._group is None
 

@@ -101,6 +101,11 @@ def test_each_kind_of_place() -> None:
     assert (static.world_size, dynamic.world_size) == (2, None)
 
 
+def test_a_rank_beyond_the_world_size_is_refused_before_anybody_is_asked() -> None:
+    with pytest.raises(JoinError, match="rank 5 is none of 0 to 1, the ranks of world_size 2"):
+        meet("tcp://127.0.0.1:1", None, 5, 2, 60.0)
+
+
 def test_a_store_wins_over_a_url() -> None:
     assert isinstance(meet("memory://p/n/g", dist.HashStore(), 0, 2, 1.0).rendezvous, StaticRendezvous)
 

@@ -101,6 +101,7 @@ def init_rpc(
         if environment.compat and environment.name and store is None and url == environment.rendezvous:
             # One rank a pod: who runs it knows its worker by the pod's name, whatever the program calls it.
             name = environment.name
+            _require_one_rank(rank, world_size)
         options = agent_options(backend_options)
         timeout = patience(options.rpc_timeout)
         meeting = meet(url, store, rank, world_size or None, timeout)
@@ -127,6 +128,17 @@ def init_rpc(
             shutdown(graceful=False)
             raise
     return group
+
+
+def _require_one_rank(rank: int, world_size: int | None) -> None:
+    """Of a program for torch in a pod; it may also start ranks by itself, as on a laptop, which meet elsewhere."""
+    mine, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if (rank != -1 and mine not in ("", str(rank))) or (world_size and size not in ("", str(world_size))):
+        raise GroupError(
+            f"this pod is rank {mine} of {size}, and its program joins as rank {rank} of {world_size}: a pod is one "
+            "rank of the group. Ask for as many replicas as there are ranks, and let the program read RANK and "
+            "WORLD_SIZE; or give ranks that one pod starts a place of their own: init_method='tcp://localhost:PORT'"
+        )
 
 
 def _init_method(given: str | None, options: object, environment: Environment) -> str:

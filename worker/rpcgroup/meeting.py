@@ -76,10 +76,13 @@ def patience(rpc_timeout: float) -> float:
 def meet(init_method: str, store: Store | None, rank: int, world_size: int | None, timeout: float) -> Meeting:
     """`init_method` is a rendezvous URL of ours or of `torch.distributed`; a `store` wins over it.
 
-    `timeout` in seconds for a store to be there. Raises `RendezvousError` for what cannot be used.
+    `timeout` in seconds for a store to be there. Raises `RendezvousError` for what cannot be used, `JoinError` for
+    a rank that is none of the group.
     """
     if store is None and not is_init_method(init_method):
         return _meet_at_url(init_method, rank)
+    if world_size is not None and rank >= world_size:
+        raise JoinError(f"rank {rank} is none of 0 to {world_size - 1}, the ranks of world_size {world_size}")
     if store is None:
         store, rank = open_store(init_method, rank, world_size, timeout)
     return _meet_over_store(store, rank, world_size)
