@@ -9,9 +9,11 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar
 
 import kopf
+from kopf._cogs.structs.references import Insights  # what kopf has found is to be seen nowhere else
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient
 
+from rpcgroup.contract import API_VERSION, PLURAL
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.etcd.client import EtcdClient
 from rpcgroup_operator import handlers, liveness, paths
@@ -154,14 +156,40 @@ async def _open(places: Places) -> None:
 
 
 async def _watch(registry: kopf.OperatorRegistry, settings: Settings) -> None:
-    await kopf.operator(
+    insights = Insights()
+    operator = kopf.operator(
         registry=registry,
+        insights=insights,
         standalone=True,
         identity=settings.identity,  # type: ignore[arg-type]  # else of the user's name, and a container's has none
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         liveness_endpoint=f"http://0.0.0.0:{settings.liveness_port}/healthz",
     )
+    watching, looking = asyncio.create_task(operator), asyncio.create_task(_require_resource(insights))
+    try:
+        await asyncio.wait({watching, looking}, return_when=asyncio.FIRST_COMPLETED)
+        if looking.done():
+            looking.result()
+        await watching
+    finally:
+        watching.cancel()
+        looking.cancel()
+        await asyncio.gather(watching, looking, return_exceptions=True)
+
+
+async def _require_resource(insights: Insights) -> None:
+    """Raises `RuntimeError` where the API server has not told kopf of the resource.
+
+    kopf asks once. An API server that has just started answers before it has found its CRDs, and kopf would then
+    watch nothing, for ever.
+    """
+    await insights.ready_resources.wait()
+    if not any(resource.plural == PLURAL for resource in insights.watched_resources):
+        raise RuntimeError(
+            f"the API server does not serve {PLURAL}.{API_VERSION}: its CRD is not installed, or it has not found it "
+            "yet; ending, so that a fresh process looks again"
+        )
 
 
 def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
