@@ -80,3 +80,22 @@ def test_a_transfer_to_a_peer_that_is_lost_ends_and_gives_its_memory_back(
         with pytest.raises(PeerUnreachableError):
             future.wait()
         assert ended.wait(SECONDS) and not agent.accelerator.pool.in_use
+
+
+def test_an_answer_is_not_over_before_its_tensors_have_been_sent() -> None:
+    """Who leaves waits for what is in flight."""
+    with recording_device() as device, LocalCluster(NAMES, transport="memory", device_maps=MAPS) as cluster:
+        a, b = cluster.agent("a"), cluster.agent("b")
+        a.rpc_sync("b", echo, (1,), timeout=SECONDS)
+        kept = a.remote("b", echo, (device.tensor(torch.ones(1 << 20)),))
+        kept.to_here()
+        served = b.invocation.served
+        hold = device.hold(torch.device("cuda", 1))
+        answered = a.rpc_async("b", echo, (1,), timeout=SECONDS)
+        fetched = kept.rpc_async(timeout=SECONDS).mul(2)
+        answered.wait()
+        assert wait_until(lambda: b.invocation.served == served + 2)
+        assert b.in_flight == 1
+        hold.release()
+        assert device.to_host(fetched.wait()).tolist()[:2] == [2.0, 2.0]
+        assert wait_until(lambda: b.in_flight == 0)

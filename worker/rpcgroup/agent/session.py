@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -114,8 +115,8 @@ class Session:
             return
         assert self.transfers is not None
         outgoing = self.transfers.outgoing(payloads)
-        self._queue(kind | ON_DEVICE, flags, id, outgoing.table + body, buffers)
-        outgoing.start()
+        self._put(kind | ON_DEVICE, flags, id, outgoing.table + body, buffers)
+        outgoing.start(ended=partial(self._end, id))  # until then it is in flight: who leaves waits for it
 
     @property
     def placement(self) -> DevicePlacement | None:
@@ -141,9 +142,12 @@ class Session:
         self._queue(_EXCEPTION, 1, id, described, None)
 
     def _queue(self, kind: int, flags: int, id: int, body: bytes, buffers: list[memoryview] | None) -> None:
+        self._put(kind, flags, id, body, buffers)
+        self._end(id)
+
+    def _put(self, kind: int, flags: int, id: int, body: bytes, buffers: list[memoryview] | None) -> None:
         channel = self.channel
         channel.queue(pack_frame(kind, flags, id, 0, 0, channel.acknowledgement(), body, buffers))
-        self._end(id)
 
     def _end(self, id: int) -> None:
         self._unanswered.pop(id, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rpcgroup.agent.call import Call
@@ -40,25 +41,31 @@ Failed = Callable[[BaseException], None]
 class Outgoing:
     """The payloads of one message that is about to be queued; `start` once it is."""
 
-    __slots__ = ("_failed", "_transfers", "departure", "table")
+    __slots__ = ("_transfers", "departure", "table")
 
     def __init__(self, transfers: Transfers, departure: Departure, table: bytes) -> None:
         self.departure = departure
         self.table = table
         self._transfers = transfers
-        self._failed: Failed = _nobody
 
-    def start(self, failed: Failed | None = None) -> None:
-        """Send what the devices have, in a thread that may block. `failed` is told, once, where they cannot."""
-        self._failed = failed or _nobody
-        self._transfers.agent.chores.submit(self._run)
+    def start(self, failed: Failed | None = None, ended: Callable[[], None] | None = None) -> None:
+        """Send what the devices have, in a thread that may block.
 
-    def _run(self) -> None:
-        self.departure.run(self._transfers.put_chunk, self._fail)
+        `failed` is told, once, where they cannot; `ended` is called when nothing more is to be sent.
+        """
+        self._transfers.agent.chores.submit(partial(self._run, failed, ended))
 
-    def _fail(self, transfer_id: int, exc: Exception) -> None:
-        self._transfers.put_failure(transfer_id, exc)
-        self._failed(exc)
+    def _run(self, failed: Failed | None, ended: Callable[[], None] | None) -> None:
+        def fail(transfer_id: int, exc: Exception) -> None:
+            self._transfers.put_failure(transfer_id, exc)
+            if failed is not None:
+                failed(exc)
+
+        try:
+            self.departure.run(self._transfers.put_chunk, fail)
+        finally:
+            if ended is not None:
+                ended()
 
 
 class Transfers:
@@ -179,7 +186,3 @@ class Transfers:
         self.arrivals.close()
         if self._exports is not None:
             self._exports.close()
-
-
-def _nobody(exc: BaseException) -> None:
-    """The other side is told, and nobody waits here."""
