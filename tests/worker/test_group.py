@@ -563,10 +563,11 @@ def end(group: Group) -> None:
     """As a process that is killed: its connections end without a goodbye."""
     agent = group.agent
     agent.closing = True
-    for channel in [link.channel for link in agent.links()] + [s.channel for s in agent.sessions()]:
+    channels = [end.channel for end in (*agent.connections.links, *agent.connections.sessions())]
+    for channel in channels:
         channel.broken = True
     agent._doorway.close(PATIENCE)
-    for channel in [link.channel for link in agent.links()] + [s.channel for s in agent.sessions()]:
+    for channel in channels:
         channel.stream.shutdown()
 
 

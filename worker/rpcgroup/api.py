@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-from rpcgroup.agent.agent import UNSET_TIMEOUT, Agent, Target
+from rpcgroup.agent.agent import UNSET_TIMEOUT, Agent
+from rpcgroup.agent.members import Target
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.devices import device_count
 from rpcgroup.environment import Environment, host_identity

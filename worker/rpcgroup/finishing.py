@@ -65,7 +65,7 @@ def rest_together(
         return max(deadline - time.monotonic(), LEAST_SECONDS)
 
     def is_idle() -> bool:
-        return not agent.has_pending_calls() and agent.in_flight <= collectives.guests
+        return not agent.connections.has_pending_calls() and agent.connections.in_flight <= collectives.guests
 
     while True:
         was_idle = is_idle()

@@ -27,6 +27,7 @@ from rpcgroup.futures import Future
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.transport.memory import MemoryTransport
+from rpcgroup.transport.tcp import TcpTransport
 from rpcgroup.worker_info import WorkerInfo
 
 PATIENCE = 30.0
@@ -519,7 +520,7 @@ def test_a_call_cancelled_before_it_starts_never_runs(cluster: LocalCluster, a: 
     future = a.rpc_async("b", wait_for, ("cancelled",))
     until(lambda: b.pool.waiting)
     assert future.cancel()
-    until(lambda: not any(session.waiting for session in b.sessions()))
+    until(lambda: not any(session.waiting for session in b.connections.sessions()))
     limit.set()
     until(lambda: not b.pool.waiting)
     assert a.rpc_sync("b", echo, (1,)) == 1
@@ -542,7 +543,7 @@ def make_slow(agent: Agent, to: str, function: Any) -> None:
     events["slow"] = threading.Event()
     future = agent.rpc_async(to, function, ("slow",))
     b = cluster_of_test.agent(to)
-    until(lambda: any(f.slow for s in b.sessions() for f in s.functions.values()))
+    until(lambda: any(f.slow for s in b.connections.sessions() for f in s.functions.values()))
     events["slow"].set()
     future.wait()
 
@@ -811,3 +812,11 @@ def test_stats(cluster: LocalCluster, a: Agent) -> None:
 def test_a_deadline_in_the_past_is_over_at_once(a: Agent) -> None:
     with pytest.raises(CallTimeoutError):
         a.rpc_sync("b", time.sleep, (0.05,), timeout=1e-9)
+
+
+def test_one_that_never_served_keeps_nothing_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    agent = Agent(name="a", group="g", secret=b"s", transport=TcpTransport(), host="127.0.0.1")
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+    agent.close()
+    assert len(os.listdir("/proc/self/fd")) == len(before)

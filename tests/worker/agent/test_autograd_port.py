@@ -393,7 +393,7 @@ def test_gradients_of_a_pass_that_is_over_are_not_sent_any_more(
     port.forget(lost)
     for job in later:
         job()
-    assert later and not port._watches and not any(link.listeners for link in a.links())
+    assert later and not port._watches and not any(link.listeners for link in a.connections.links)
 
 
 def test_an_error_here(group: LocalCluster) -> None:
@@ -470,7 +470,7 @@ def strangers() -> Iterator[tuple[Agent, Agent]]:
 
 def test_a_worker_that_has_just_joined_may_call_backward(strangers: tuple[Agent, Agent]) -> None:
     first, second = strangers
-    assert first.peer_of(second.identity.incarnation) is None
+    assert first.members.of_incarnation(second.identity.incarnation) is None
     context, x = second.autograd.new_context(), leaf(1.0, 2.0)
     second.autograd.backward(context.id, [second.rpc_sync("first", double, (x,)).sum()], False)
     assert context.gradients()[x].tolist() == [2, 2]

@@ -86,7 +86,7 @@ def test_a_keyboard_interrupt_in_a_write_or_in_a_wait_leaves_the_link_usable(
     a: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert a.rpc_sync("b", add, (1, 2)) == 3
-    (link,) = a.links()
+    (link,) = a.connections.links
     stream = link.channel.stream
     send = stream.send
 
@@ -114,7 +114,7 @@ def test_a_keyboard_interrupt_in_a_write_or_in_a_wait_leaves_the_link_usable(
 
 def test_a_second_handshake_of_a_channel_waits_for_the_first(a: Agent, cluster: LocalCluster) -> None:
     a.rpc_sync("b", add, (1, 2))
-    (session,) = cluster.agent("b").sessions()
+    (session,) = cluster.agent("b").connections.sessions()
     received = session.hold()
     second: list[int] = []
     other = threading.Thread(target=lambda: second.append(session.hold()))
@@ -130,10 +130,10 @@ def test_a_second_handshake_of_a_channel_waits_for_the_first(a: Agent, cluster: 
 
 def test_a_session_whose_first_handshake_fails_is_forgotten(a: Agent, cluster: LocalCluster) -> None:
     b = cluster.agent("b")
-    session = b.new_session(a.identity, "channel")
+    session = b.connections.new_session(a.identity, "channel")
     assert session.hold() == 0
     session.let_go()
-    assert b.sessions() == []
+    assert b.connections.sessions() == []
     with pytest.raises(ConnectionResetError):
         session.hold()
 
@@ -224,7 +224,7 @@ def test_a_member_that_leaves_while_it_is_being_connected_to_keeps_no_link(
     monkeypatch.setattr(peer, "_connect", connect_as_it_leaves)
     with pytest.raises(PeerUnreachableError, match="has left"):
         peer.link()
-    assert a.links() == ()
+    assert a.connections.links == ()
 
 
 def test_closing_in_a_forked_child_does_not_wake_the_parent(a: Agent) -> None:

@@ -293,7 +293,7 @@ def test_a_caller_that_comes_back_too_late_is_told_so() -> None:
         until(lambda: runs["g"] == 1)
         network.silence(cluster.address("b"))
         a._link("b").interrupt()
-        until(lambda: not b.sessions())
+        until(lambda: not b.connections.sessions())
         network.restore(cluster.address("b"))
         with pytest.raises(PeerUnreachableError, match="this channel is not known here any more"):
             future.wait()
@@ -321,7 +321,7 @@ def test_an_answer_that_breaks_the_protocol_fails_the_calls() -> None:
         gates["g"] = Future()
         future = a.rpc_async("b", when_opened, ("g",))
         until(lambda: runs["g"] == 1)
-        (session,) = b.sessions()
+        (session,) = b.connections.sessions()
         session.channel.queue(b"\xff" * 100)
         session.channel.flush()
         with pytest.raises(PeerUnreachableError, match="b broke the protocol: frame of 4294967295 bytes"):
@@ -474,5 +474,5 @@ def test_what_was_sent_is_not_kept_once_it_has_arrived() -> None:
         a, b = cluster.agent("a"), cluster.agent("b")
         for _ in range(20):
             a.rpc_sync("b", echo, (torch.ones(100_000),))
-        channels = [a._link("b").channel, *[session.channel for session in b.sessions()]]
+        channels = [a._link("b").channel, *[session.channel for session in b.connections.sessions()]]
         until(lambda: all(channel.unacknowledged == 0 for channel in channels))

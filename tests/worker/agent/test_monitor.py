@@ -79,7 +79,7 @@ def test_it_survives_what_goes_wrong_in_a_tick(
         broken.set()
         raise ValueError("in a tick")
 
-    monkeypatch.setattr(a, "sweep", sweep)
+    monkeypatch.setattr(a.connections, "sweep", sweep)
     a.monitor.expect(time.monotonic())
     assert broken.wait(PATIENCE)
     monkeypatch.undo()

@@ -72,7 +72,7 @@ def test_a_transfer_to_a_peer_that_is_lost_ends_and_gives_its_memory_back(
     with recording_device() as device, LocalCluster(NAMES, transport="memory", device_maps=MAPS) as cluster:
         agent = cluster.agent("a")
         agent.rpc_sync("b", echo, (1,), timeout=SECONDS)
-        (link,) = [link for link in agent.links() if link.peer.name == "b"]
+        (link,) = [link for link in agent.connections.links if link.peer.name == "b"]
         hold = device.hold(device.current_stream(torch.device("cuda", 0)))
         future = agent.rpc_async("b", echo, (device.tensor(torch.zeros(60 << 20, dtype=torch.uint8)),))
         link.fail(PeerUnreachableError("b was lost"))
@@ -95,7 +95,7 @@ def test_an_answer_is_not_over_before_its_tensors_have_been_sent() -> None:
         fetched = kept.rpc_async(timeout=SECONDS).mul(2)
         answered.wait()
         assert wait_until(lambda: b.invocation.served == served + 2)
-        assert b.in_flight == 1
+        assert b.connections.in_flight == 1
         hold.release()
         assert device.to_host(fetched.wait()).tolist()[:2] == [2.0, 2.0]
-        assert wait_until(lambda: b.in_flight == 0)
+        assert wait_until(lambda: b.connections.in_flight == 0)

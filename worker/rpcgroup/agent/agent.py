@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -18,9 +17,11 @@ from rpcgroup.agent.accelerator import Accelerator
 from rpcgroup.agent.autograd_port import AutogradPort
 from rpcgroup.agent.call import Call
 from rpcgroup.agent.call_future import CallFuture
+from rpcgroup.agent.connections import Connections
 from rpcgroup.agent.doorway import Doorway
 from rpcgroup.agent.invocation import Invocation
 from rpcgroup.agent.link import Link
+from rpcgroup.agent.members import Members, Target
 from rpcgroup.agent.monitor import Monitor
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.agent.peer import Peer
@@ -31,20 +32,15 @@ from rpcgroup.agent.recording import install as install_recording
 from rpcgroup.agent.recording import recordings
 from rpcgroup.agent.recording import uninstall as uninstall_recording
 from rpcgroup.agent.reference_port import ReferencePort
-from rpcgroup.agent.session import Session
-from rpcgroup.agent.transfers import Transfers
 from rpcgroup.autograd.container import Container, CurrentContext
 from rpcgroup.cuda.runtime import current_runtime
-from rpcgroup.errors import DrainedError, NotInitializedError, PeerUnreachableError, UnknownWorkerError
+from rpcgroup.errors import NotInitializedError, PeerUnreachableError
 from rpcgroup.futures import Future
 from rpcgroup.membership.record import MemberRecord
 from rpcgroup.rref.context import RRefContext
 from rpcgroup.rref.rref import RRef
-from rpcgroup.transport.base import Stream, Transport
-from rpcgroup.transport.channel import Channel
-from rpcgroup.transport.memory_pool import ReceivePool
+from rpcgroup.transport.base import Transport
 from rpcgroup.wire.codec import Codec
-from rpcgroup.wire.frames import FrameReader, pack_frame
 from rpcgroup.wire.functions import main_identity
 from rpcgroup.wire.handshake import Identity
 from rpcgroup.wire.messages import MessageType
@@ -60,20 +56,10 @@ WAIT_STEP: Final = 0.002
 CLOSE_SECONDS: Final = 1.0
 """For each of the agent's own threads to end."""
 
-DEPARTED_KEPT: Final = 1024
-"""Names of former members for whom a call is told what became of them."""
-
-Target = str | int | WorkerInfo | MemberRecord
 _PYTHON_CALL: Final = int(MessageType.PYTHON_CALL)
 _REMOTE_CALL: Final = int(MessageType.PYTHON_REMOTE_CALL)
-_log = logging.getLogger(__name__)
 _agents: weakref.WeakSet[Agent] = weakref.WeakSet()
 """Those of this process, for its forked children to forget."""
-
-
-def _targets(record: MemberRecord) -> tuple[str | int, ...]:
-    """By what users call a member."""
-    return record.name, record.called, record.id
 
 
 def _forget_in_child() -> None:
@@ -122,7 +108,6 @@ class Agent:
         self.on_unknown: Callable[[], None] = lambda: None
         """Before a name counts as unknown: there may be news of it."""
         self.on_refused: Callable[[str, int], None] = lambda name, incarnation: None
-        self.receive_pool = ReceivePool()
         self.monitor = Monitor(self, name)
         self.pool = Pool(f"pool-{name}", self.monitor.wake)
         """Runs the program's functions and callbacks."""
@@ -141,18 +126,10 @@ class Agent:
         self.autograd: Container = None  # type: ignore[assignment]  # the same
         self.thread = CurrentContext()
         self._doorway = Doorway(self, transport.listen(host, port), name)
-        self._peers: dict[Any, Peer] = {}
-        """By name, by id, and by incarnation as `("incarnation", n)`."""
-        self._links: tuple[Link, ...] = ()
-        self._links_lock = threading.Lock()  # guards changes of _links
-        self._ready: dict[Target, Link] = {}
-        """Connected links by what users call their peers; the hot path's only look-up."""
-        self._sessions: dict[tuple[int, str], Session] = {}
+        self.members = Members(group)
+        self.connections = Connections(self)
+        self._ready = self.connections.ready
         self._pid = os.getpid()
-        self._departed: dict[Any, tuple[bool, str, float]] = {}
-        """By names and ids that are nobody's any more: whether it left in order, what happened, when (monotonic)."""
-        self.newest_incarnation = 0
-        """Of all members ever seen: an older one that is not a member has left or died."""
         self.record = MemberRecord(name=name)
         self._started = False
         self._closed = False
@@ -265,94 +242,55 @@ class Agent:
         return rref
 
     def peer(self, to: Target) -> Peer:
-        """The member that a user means; raises `UnknownWorkerError` naming those there are."""
+        """The member that a user means; raises why there is none: see `Members.missing`."""
         if self.closing or not self._started:
             raise NotInitializedError(
                 "RPC has not been initialized, or has been shut down: call init_rpc first"
             )
         if os.getpid() != self._pid:
             raise NotInitializedError("this process was forked from a worker and has no RPC of its own")
-        key = to.name if isinstance(to, WorkerInfo | MemberRecord) else to
-        peer = self._peers.get(key)
+        peer = self.members.get(to)
         if peer is None:
             self.on_unknown()
-            peer = self._peers.get(key)
+            peer = self.members.get(to)
         if peer is None:
-            self._refuse_departed(to)
-            names = sorted(p.name for key, p in list(self._peers.items()) if isinstance(key, str))
-            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            raise UnknownWorkerError(
-                f"no worker {to!r} in group {self.identity.group}; there are: {known or 'none'}"
-            )
+            raise self.members.missing(to)
         return peer
-
-    def _refuse_departed(self, to: Target) -> None:
-        """Of a name that was a member's, what became of it; raises `DrainedError` or `PeerUnreachableError`."""
-        known = self._departed.get(to.name if isinstance(to, WorkerInfo | MemberRecord) else to)
-        if known is not None:
-            in_order, what, when = known
-            error = DrainedError if in_order else PeerUnreachableError
-            raise error(f"{what}, {time.monotonic() - when:.1f} s ago, and is no member now")
-
-    def peer_of(self, incarnation: int) -> Peer | None:
-        return self._peers.get(("incarnation", incarnation))
-
-    def other_incarnations(self) -> list[int]:
-        """Of all members but this one."""
-        return [p.incarnation for key, p in list(self._peers.items()) if key == p.name != self.name]
 
     def _link(self, to: Target) -> Link:
         self.reactor.step_aside()
         link = self.peer(to).link()
-        self._ready[to] = link
-        if link.failure is not None:
-            self._ready.pop(to, None)
+        self.connections.make_ready(to, link)
         return link
 
     # -- the group ----------------------------------------------------------------------------------------
 
     def add_member(self, record: MemberRecord) -> None:
         """It can be called from now on; of one name, the latest incarnation counts."""
-        known = self._peers.get(record.name)
+        known = self.members.get(record)
         if known is not None:
             if known.incarnation == record.incarnation:
                 known.record = record
                 return
-            for target in _targets(known.record):
-                self._ready.pop(target, None)
+            self.connections.unready(known.record)
             # Not in this thread: it ends calls and sends, and the caller may hold what that needs.
             why = f"was replaced by its incarnation {record.incarnation}"
             self.chores.submit(partial(self.remove_member, known.record, why))
-        self.newest_incarnation = max(self.newest_incarnation, record.incarnation)
-        peer = Peer(self, record)
-        for target in _targets(record):
-            self._departed.pop(target, None)
-            self._peers[target] = peer
-        self._peers["incarnation", record.incarnation] = peer
+        self.members.add(Peer(self, record))
         self._choose_devices()
 
     def remove_member(self, record: MemberRecord, why: str, in_order: bool = False) -> None:
         """It left (`in_order`) or died: pending and later calls fail, and what it held is reclaimed."""
-        peer = self._peers.pop(("incarnation", record.incarnation), None)
+        peer = self.members.remove(record, why, in_order)
         if peer is None:
             return
-        if self._peers.get(record.name) is peer:
-            for key in _targets(record):
-                self._departed[key] = in_order, f"{record.name} {why}", time.monotonic()
-            while len(self._departed) > DEPARTED_KEPT:
-                del self._departed[next(iter(self._departed))]
-        for key in _targets(record):
-            if self._peers.get(key) is peer:
-                del self._peers[key]
         self._choose_devices()
         if self.accelerator is not None:
             self.accelerator.forget(record.incarnation)
-            if record.name not in self._peers:
+            if self.members.get(record) is None:
                 self.accelerator.traffic.forget(record.name)
         peer.leave(why)
-        for session in self.sessions():
-            if session.peer.incarnation == record.incarnation:
-                session.close()
+        self.connections.end_sessions_of(record.incarnation)
         if self.references is not None and not self._closed:
             self.references.member_died(record.incarnation)
             self.autograd.member_died(record.incarnation)
@@ -368,7 +306,7 @@ class Agent:
         accelerator = self.accelerator
         if accelerator is None:
             return
-        peers = [peer for key, peer in list(self._peers.items()) if key == peer.name]
+        peers = self.members.all()
         accelerator.know(self.record, [peer.record for peer in peers])
         for peer in peers:
             peer.placement = placement = accelerator.to(peer.record)
@@ -377,7 +315,7 @@ class Agent:
 
     def probe(self, incarnation: int) -> None:
         """Find out whether a member can be reached; tells `on_reachable` or `on_unreachable`. Blocks."""
-        peer = self.peer_of(incarnation)
+        peer = self.members.of_incarnation(incarnation)
         if peer is None:
             return
         try:
@@ -387,87 +325,7 @@ class Agent:
         else:
             self.on_reachable(peer.name, peer.incarnation)
 
-    # -- links and sessions -------------------------------------------------------------------------------
-
-    def new_transfers(self, peer: str, incarnation: int) -> Transfers | None:
-        """For one end of a channel with that member; None in a process without devices."""
-        accelerator = self.accelerator
-        return Transfers(self, accelerator, peer, incarnation) if accelerator is not None else None
-
-    def new_channel(self, stream: Stream, transfers: Transfers | None) -> Channel:
-        allocate = self.receive_pool.allocate
-        if transfers is None:
-            return Channel(stream, FrameReader(allocate))
-        allocators = {int(MessageType.TENSOR_CHUNK): transfers.arrivals.allocate}
-        transfers.channel = Channel(stream, FrameReader(allocate, allocators=allocators))
-        return transfers.channel
-
-    def links(self) -> tuple[Link, ...]:
-        return self._links
-
-    def link_made(self, peer: Peer, link: Link) -> None:
-        with self._links_lock:
-            self._links = (*self._links, link)
-        if self.closing:  # looked at after the link could be seen: one of the two fails it
-            link.fail(PeerUnreachableError(f"this worker ({self.name}) was shut down"))
-            return
-        link.watch()
-        self.on_reachable(peer.name, peer.incarnation)
-
-    def link_lost(self, peer: Peer, link: Link) -> None:
-        with self._links_lock:
-            self._links = tuple(other for other in self._links if other is not link)
-        # Copied at once: other threads add to it.
-        for target in [key for key, ready in list(self._ready.items()) if ready is link]:
-            self._ready.pop(target, None)
-        if self.closing or peer.gone:
-            return
-        if link.leaving:
-            self.on_goodbye(peer.incarnation)
-        self.on_unreachable(peer.name, peer.incarnation)
-
-    def sessions(self) -> list[Session]:
-        return list(self._sessions.values())
-
-    def find_session(self, incarnation: int, channel_id: str) -> Session | None:
-        return self._sessions.get((incarnation, channel_id))
-
-    def new_session(self, peer: Identity, channel_id: str) -> Session:
-        session = Session(self, peer, channel_id)
-        self._sessions[(peer.incarnation, channel_id)] = session
-        if self._closed:  # looked at after the session could be seen: one of the two closes it
-            session.close()
-        return session
-
-    def forget_session(self, session: Session) -> None:
-        self._sessions.pop((session.peer.incarnation, session.channel_id), None)
-
     # -- what the monitor asks for ------------------------------------------------------------------------
-
-    def sweep(self, now: float) -> None:
-        """End the calls that are past their deadline; arrange for the next."""
-        nearest = 0.0
-        for link in self._links:
-            for call in list(link.pending.values()):
-                if not call.deadline:
-                    continue
-                if call.deadline <= now:
-                    link.expire(call)
-                elif not nearest or call.deadline < nearest:
-                    nearest = call.deadline
-        if nearest:
-            self.monitor.expect(max(nearest, now + 0.005))
-
-    def check_silence(self) -> None:
-        """Give up connections whose host has gone quiet while it owes an answer."""
-        for link in self._links:
-            if (link.pending or link.listeners) and not link.channel.broken:
-                silence = link.channel.stream.silence()
-                if silence > self.options.silence:
-                    _log.warning(
-                        "%s has been silent for %.1f s: trying to reconnect", link.peer.name, silence
-                    )
-                    link.interrupt()
 
     def reap(self) -> None:
         """Let the references that the program has dropped go; off the monitor, since it sends."""
@@ -482,10 +340,10 @@ class Agent:
         traffic = self.accelerator.traffic.total if self.accelerator is not None else {}
         return {
             "calls": self.invocation.served,
-            "in_flight": self.in_flight,
-            "pending": sum(len(link.pending) for link in self._links),
-            "links": len(self._links),
-            "sessions": len(self._sessions),
+            "in_flight": self.connections.in_flight,
+            "pending": sum(len(link.pending) for link in self.connections.links),
+            "links": len(self.connections.links),
+            "sessions": len(self.connections.sessions()),
             "takeovers": self.reactor.takeovers,
             "threads": self.pool.size + self.chores.size,
             **{f"device_bytes_{name}": size for name, size in traffic.items()},
@@ -493,25 +351,16 @@ class Agent:
 
     def finish_calls(self, timeout: float) -> bool:
         """Wait for the answers to my calls; false after `timeout` seconds."""
-        return self.wait_until(lambda: not self.has_pending_calls(), timeout)
-
-    def has_pending_calls(self) -> bool:
-        return any(link.pending for link in self._links)
-
-    @property
-    def in_flight(self) -> int:
-        """Requests of others that are not answered yet."""
-        return sum(session.in_flight for session in self.sessions())
+        return self.wait_until(lambda: not self.connections.has_pending_calls(), timeout)
 
     def finish_serving(self, timeout: float) -> bool:
         """Refuse new calls, end those that run, and see that their answers arrive; false after `timeout` seconds."""
         self.refuses_calls = True
         deadline = time.monotonic() + timeout
-        ended = self.wait_until(lambda: not self.in_flight, timeout)
-        for session in self.sessions():
-            session.say_goodbye()
+        ended = self.wait_until(lambda: not self.connections.in_flight, timeout)
+        self.connections.say_goodbye()
         answered = self.wait_until(
-            lambda: all(s.answers_arrived for s in self.sessions()),
+            lambda: self.connections.answers_arrived,
             min(ANSWERS_SECONDS, max(0.0, deadline - time.monotonic())),
         )
         return ended and answered
@@ -528,23 +377,14 @@ class Agent:
     def forget_in_child(self) -> None:
         """In a forked child: give back what was inherited, so that the parent's death is seen; call nobody."""
         self._started = False
-        self._ready = {}
-        self._peers = {}
-        for channel in [link.channel for link in self._links] + [s.channel for s in self.sessions()]:
-            if channel is not None:
-                channel.stream.forget()
+        self.members.clear()
+        self.connections.forget_in_child()
         self._doorway.forget()
 
     def close_links(self) -> None:
         """Call nobody any more: pending calls fail."""
         self.closing = True
-        for session in self.sessions():
-            session.part()
-        for link in self._links:
-            channel = link.channel
-            channel.queue(pack_frame(MessageType.GOODBYE, 0, 0, 0, 0, channel.acknowledgement()))
-            channel.try_flush()
-            link.fail(PeerUnreachableError(f"this worker ({self.name}) was shut down"))
+        self.connections.close_links()
 
     def close(self) -> None:
         """End at once: pending calls fail, running functions are left to end. Idempotent."""
@@ -554,11 +394,7 @@ class Agent:
             self._closed = True
         self.close_links()
         self._doorway.close(CLOSE_SECONDS)
-        for session in self.sessions():
-            session.close()
-        if not self._started:
-            return
-        uninstall_recording()
+        self.connections.close_sessions()
         if self.references is not None:
             self.references.close()
             self.autograd.close()
@@ -566,4 +402,6 @@ class Agent:
         self.monitor.close(CLOSE_SECONDS)
         self.pool.close(CLOSE_SECONDS)
         self.chores.close(CLOSE_SECONDS)
-        futures.before_blocking.remove(self.reactor.step_aside)
+        if self._started:
+            uninstall_recording()
+            futures.before_blocking.remove(self.reactor.step_aside)

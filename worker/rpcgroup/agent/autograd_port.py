@@ -151,11 +151,12 @@ class AutogradPort:
 
     def is_gone(self, incarnation: int) -> bool:
         agent = self._agent
-        known = incarnation == self.incarnation or agent.peer_of(incarnation) is not None
-        return not known and incarnation <= agent.newest_incarnation
+        known = incarnation == self.incarnation or agent.members.of_incarnation(incarnation) is not None
+        return not known and incarnation <= agent.members.newest_incarnation
 
     def others(self) -> list[int]:
-        return self._agent.other_incarnations()
+        agent = self._agent
+        return [peer.incarnation for peer in agent.members.all() if peer.name != agent.name]
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         self._agent.reactor.step_aside()
@@ -167,8 +168,8 @@ class AutogradPort:
     def _reach(self, to: int, send: Callable[[Peer], None], failed: Lost) -> None:
         """`send` in this thread, or where it has to connect first in another; `failed` with what it raises."""
         agent = self._agent
-        peer = agent.peer_of(to)
-        if peer is None and to > agent.newest_incarnation and not agent.closing:
+        peer = agent.members.of_incarnation(to)
+        if peer is None and to > agent.members.newest_incarnation and not agent.closing:
             deadline = time.monotonic() + agent.options.connect_timeout
             agent.chores.submit(partial(self._reach_new, to, send, failed, deadline))
         elif peer is None or agent.closing:
@@ -182,7 +183,7 @@ class AutogradPort:
         """Others know it already: the news of it is on its way."""
         agent = self._agent
         agent.on_unknown()
-        peer = agent.peer_of(to)
+        peer = agent.members.of_incarnation(to)
         if peer is not None:
             _try(send, peer, failed)
         elif agent.closing or time.monotonic() >= deadline:

@@ -109,7 +109,7 @@ class Doorway:
                     session.let_go()
                 held.clear()
         if hello is not None and held:
-            if agent.peer_of(hello.peer.incarnation) is None:
+            if agent.members.of_incarnation(hello.peer.incarnation) is None:
                 agent.on_unknown()  # it has joined a moment ago: what it asks for may name it
             held[0].attach(stream, hello.received)
             agent.monitor.wake()
@@ -117,11 +117,11 @@ class Doorway:
     def _admit(self, held: list[Session], hello: Hello) -> int:
         """The session of a proven peer; returns how many frames it has received."""
         agent = self._agent
-        session = agent.find_session(hello.peer.incarnation, hello.channel)
+        session = agent.connections.find_session(hello.peer.incarnation, hello.channel)
         if session is None:
             if hello.resuming:
                 raise HandshakeError("this channel is not known here any more")
-            session = agent.new_session(hello.peer, hello.channel)
+            session = agent.connections.new_session(hello.peer, hello.channel)
         received = session.hold()
         held.append(session)
         return received

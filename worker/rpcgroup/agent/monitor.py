@@ -127,7 +127,7 @@ class Monitor:
         if self.next_deadline < math.inf:
             wake_at.append(self.next_deadline)
         now = time.monotonic()
-        if any(link.pending or link.listeners for link in self._agent.links()):
+        if any(link.pending or link.listeners for link in self._agent.connections.links):
             wake_at.append(now + HEARTBEAT)
         return min(max(0.0, min(wake_at) - now), LONGEST_SLEEP) if wake_at else -1
 
@@ -177,7 +177,7 @@ class Monitor:
         A caller that is still sending will come and read by itself, which is cheaper than reading beside it.
         """
         busy = False
-        for link in self._agent.links():
+        for link in self._agent.connections.links:
             channel = link.channel
             if channel.out:
                 if not channel.try_flush():
@@ -223,19 +223,19 @@ class Monitor:
             self._agent.chores.submit(job)
         if self.next_deadline <= now:
             self.next_deadline = math.inf
-            self._agent.sweep(now)
+            self._agent.connections.sweep(now)
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT
-            self._agent.check_silence()
+            self._agent.connections.check_silence()
 
     def _fall_asleep(self) -> None:
         """Leave everything so that nothing is missed while nobody ticks."""
         agent = self._agent
-        for link in agent.links():
+        for link in agent.connections.links:
             if not link.reader.armed:
                 link.reader.arm()
             self._acknowledge(link.channel)
-        for session in agent.sessions():
+        for session in agent.connections.sessions():
             if session.channel is not None:
                 self._acknowledge(session.channel)
         agent.reap()
@@ -250,7 +250,7 @@ class Monitor:
             or self._soon
             or any(
                 link.channel.out or link.unsettled or (link.pending and not link.reader.armed)
-                for link in agent.links()
+                for link in agent.connections.links
             )
         ):
             self.wake()

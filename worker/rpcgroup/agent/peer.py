@@ -65,7 +65,7 @@ class Peer:
 
     def lost(self, link: Link) -> None:
         """The link has failed for good."""
-        self.agent.link_lost(self, link)
+        self.agent.connections.link_lost(self, link)
 
     def leave(self, why: str) -> None:
         """It is no longer a member: pending and later calls fail."""
@@ -94,11 +94,11 @@ class Peer:
             raise PeerUnreachableError(
                 f"{self.name} at {self.record.address} cannot be reached: {_reason(exc)}"
             ) from exc
-        transfers = agent.new_transfers(self.name, self.incarnation)
-        channel = agent.new_channel(stream, transfers)
+        transfers = agent.connections.new_transfers(self.name, self.incarnation)
+        channel = agent.connections.new_channel(stream, transfers)
         make_link = agent.options.make_link or Link
         link = make_link(agent, self, channel_id, channel, identity.main != agent.identity.main, transfers)
-        agent.link_made(self, link)
+        agent.connections.link_made(self, link)
         return link
 
     def reconnect(self, link: Link, cause: BaseException) -> tuple[Stream, int]:

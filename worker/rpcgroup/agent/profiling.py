@@ -23,7 +23,8 @@ from rpcgroup.rref.uses import AsyncResult
 from rpcgroup.wire.scripts import ScriptFunction, find_operator
 
 if TYPE_CHECKING:
-    from rpcgroup.agent.agent import Agent, Target
+    from rpcgroup.agent.agent import Agent
+    from rpcgroup.agent.members import Target
     from rpcgroup.rref.rref import RRef
 
 __all__ = ["profiling_key", "remote", "rpc_async", "rpc_sync"]

@@ -368,14 +368,17 @@ class Reactor:
             self._closed = True
             threads = list(self._threads)
         self.token = Leadership(None)  # who leads runs nothing more of what it has read
-        os.write(self._wake_write, b"x")
+        started = self._wake_write >= 0
+        if started:
+            os.write(self._wake_write, b"x")
         self._dismiss_standbys()
         me = threading.current_thread()
         join_all([t for t in threads if t is not me], timeout)
         with self._table_lock:
             self._epoll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        if started:
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _dismiss_standbys(self) -> None:
         while self._standbys:

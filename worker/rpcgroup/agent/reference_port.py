@@ -37,10 +37,10 @@ class ReferencePort:
 
     def send(self, to: int, kind: MessageType, payload: bytes, done: Done) -> None:
         agent = self._agent
-        peer = agent.peer_of(to)
+        peer = agent.members.of_incarnation(to)
         if peer is None or agent.closing:
             done(PeerUnreachableError(f"incarnation {to} is not a member"))
-            if to <= agent.newest_incarnation and not agent.closing:
+            if to <= agent.members.newest_incarnation and not agent.closing:
                 agent.references.member_died(to)
         elif peer.existing_link() is None:
             self._agent.chores.submit(partial(self._send, peer, kind, payload, done))
@@ -73,9 +73,9 @@ class ReferencePort:
 
     def fetch(self, to: int, payload: bytes, timeout: float) -> Future[Any]:
         agent = self._agent
-        peer = agent.peer_of(to)
+        peer = agent.members.of_incarnation(to)
         if peer is None:
-            if to <= agent.newest_incarnation:
+            if to <= agent.members.newest_incarnation:
                 agent.references.member_died(to)
             raise PeerUnreachableError(f"incarnation {to} is not a member any more")
         agent.reactor.step_aside()
@@ -110,11 +110,11 @@ class ReferencePort:
         return event.wait(timeout)
 
     def worker_info(self, incarnation: int, name: str) -> WorkerInfo:
-        peer = self._agent.peer_of(incarnation)
+        peer = self._agent.members.of_incarnation(incarnation)
         if peer is None:
             return WorkerInfo(name, incarnation, incarnation)
         return WorkerInfo(peer.record.called, peer.record.id, incarnation)
 
     def worker_id(self, incarnation: int) -> int:
-        peer = self._agent.peer_of(incarnation)
+        peer = self._agent.members.of_incarnation(incarnation)
         return peer.record.id if peer is not None else incarnation

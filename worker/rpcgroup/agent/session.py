@@ -88,7 +88,7 @@ class Session:
         # held from `hold` to `attach` or `let_go`: one handshake at a time
         self._handshake = threading.Lock()
         self._placement: DevicePlacement | None = None
-        self.transfers = agent.new_transfers(peer.name, peer.incarnation)
+        self.transfers = agent.connections.new_transfers(peer.name, peer.incarnation)
         """None in a process without devices."""
         self._unanswered: dict[int, None] = {}
         """Ids of the requests that wait or run. A dict, because counters lose updates between threads."""
@@ -124,10 +124,10 @@ class Session:
         accelerator = self.agent.accelerator
         if accelerator is None or self._placement is not None:
             return self._placement
-        peer = self.agent.peer_of(self.peer.incarnation)
+        peer = self.agent.members.of_incarnation(self.peer.incarnation)
         if peer is None:  # it has joined a moment ago
             self.agent.on_unknown()
-            peer = self.agent.peer_of(self.peer.incarnation)
+            peer = self.agent.members.of_incarnation(self.peer.incarnation)
         if peer is None:
             return DevicePlacement(self.peer.name, {}, is_answer=True)
         self._placement = accelerator.back_to(peer.record)
@@ -227,7 +227,7 @@ class Session:
 
     def _resume(self, stream: Stream, received_by_peer: int) -> None:
         if self.channel is None:
-            self.channel = self.agent.new_channel(stream, self.transfers)
+            self.channel = self.agent.connections.new_channel(stream, self.transfers)
         else:
             try:
                 self.channel.resume(stream, received_by_peer)
@@ -276,7 +276,7 @@ class Session:
                 return
             self.closed = True
         self.waiting.clear()
-        self.agent.forget_session(self)
+        self.agent.connections.forget_session(self)
         if self.transfers is not None:
             self.transfers.close()
         if self.channel is not None:

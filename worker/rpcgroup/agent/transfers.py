@@ -85,7 +85,7 @@ class Transfers:
             accelerator.runtime,
             accelerator.pool,
             accelerator.completions,
-            agent.receive_pool.allocate,
+            agent.connections.receive_pool.allocate,
             accelerator.ipc,
             self._put_release,
         )
@@ -135,7 +135,7 @@ class Transfers:
 
     def _ask(self, blob: bytes) -> bytes:
         """IPC_PROBE: what the peer reads there. Blocks; raises where it cannot, or cannot be asked."""
-        peer = self.agent.peer_of(self._incarnation)
+        peer = self.agent.members.of_incarnation(self._incarnation)
         if peer is None:
             raise PeerUnreachableError(f"{self._peer} is no member")
         if peer.record.host != self.agent.record.host:
