@@ -18,7 +18,7 @@ from typing import IO, Any
 import click
 
 from tests.conformance.report import Outcome, beside, junit, read_expected, table, unexpected
-from tests.conformance.swapped import ENV_STOCK
+from tests.conformance.swapped import ENV_EMULATED, ENV_STOCK
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -164,6 +164,9 @@ def in_threads(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 @click.option("--rerun-failed", is_flag=True, help="Those that failed in the last run.")
 @click.option("--stock", is_flag=True, help="On torch's own RPC.")
 @click.option(
+    "--emulated", is_flag=True, help="With CUDA's devices emulated: docs/gpu.md tells what that shows."
+)
+@click.option(
     "--beside",
     "stock_results",
     type=click.Path(path_type=Path, exists=True),
@@ -179,6 +182,7 @@ def main(
     only: tuple[str, ...],
     rerun_failed: bool,
     stock: bool,
+    emulated: bool,
     stock_results: Path | None,
     shards: int,
     timeout: int,
@@ -189,6 +193,8 @@ def main(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if stock:
         os.environ[ENV_STOCK] = "1"
+    if emulated:
+        os.environ[ENV_EMULATED] = "1"
     results.mkdir(parents=True, exist_ok=True)
     last = results / "results.json"
     run = Run(shards, timeout, results)
@@ -197,6 +203,8 @@ def main(
     finally:
         run.end()
     expected = {} if stock else read_expected(HERE / "expected_failures.txt")
+    if emulated:
+        expected |= read_expected(HERE / "expected_failures_emulated.txt")
     last.write_text(json.dumps([o.as_dict() for o in outcomes], indent=1))
     (results / "junit.xml").write_bytes(junit(outcomes))
     click.echo(table(outcomes, expected))

@@ -7,17 +7,20 @@ it is: the suite looks for one as it is imported, and a process that has asked C
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing import forkserver
 from typing import Any
 
 import torch
+
+from tests.conformance.swapped import ENV_EMULATED
 
 __all__ = ["fork_from_server", "start_server"]
 
 
 def start_server(module: str) -> None:
     """Its processes will have imported `module`."""
-    if torch.cuda.is_available():
+    if has_gpu():
         return
     multiprocessing.get_context("forkserver").set_forkserver_preload([module])
     forkserver.ensure_running()
@@ -25,7 +28,7 @@ def start_server(module: str) -> None:
 
 def fork_from_server() -> None:
     """Let the suite's helper start its processes so."""
-    if torch.cuda.is_available():
+    if has_gpu():
         return
     from torch.testing._internal.distributed.rpc_utils import SpawnHelper
 
@@ -35,3 +38,7 @@ def fork_from_server() -> None:
         self._start_processes(context.Process)
 
     SpawnHelper._spawn_processes = _spawn_processes
+
+
+def has_gpu() -> bool:
+    return not os.environ.get(ENV_EMULATED) and torch.cuda.is_available()

@@ -18,7 +18,7 @@ from rpcgroup.testing.stream_order import EVERYTHING, Memory, Span
 if TYPE_CHECKING:
     from rpcgroup.testing.recording_device import RecordingDevice
 
-__all__ = ["Block", "DeviceTensor", "span_of"]
+__all__ = ["Block", "DeviceTensor", "move", "span_of"]
 
 _COPY = torch.ops.aten.copy_.default
 _GRAD_FN: Any = vars(torch._C.TensorBase)["grad_fn"].__get__
@@ -122,8 +122,7 @@ class DeviceTensor(torch.Tensor):
         result: torch.Tensor = super().to(dtype or self.dtype, copy=copy and target == self._device, **keeps)
         if target == self._device:
             return result
-        moved: torch.Tensor = _Move.apply(result, self.recorder, target, non_blocking)
-        return moved
+        return move(result, self.recorder, target, non_blocking)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(f"a tensor of the recording device is not pickled: {self!r}")
@@ -166,6 +165,14 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         return ctx.recorder.moved(grads[0], ctx.source, False), None, None, None
+
+
+def move(
+    tensor: torch.Tensor, recorder: RecordingDevice, target: torch.device, non_blocking: bool
+) -> torch.Tensor:
+    """To another device, or from or to the host; gradients go back the same way."""
+    moved: torch.Tensor = _Move.apply(tensor, recorder, target, non_blocking)
+    return moved
 
 
 def span_of(tensor: torch.Tensor) -> Span:
@@ -298,6 +305,6 @@ def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> tor
         recorder.enqueue(at, str(_COPY), uses)
     on_host = [t for t in (source, target) if not isinstance(t, DeviceTensor)]
     pinned = all(recorder.memory_of(tensor) is not None for tensor in on_host)
-    if on_host and not (non_blocking and pinned) and (pinned or on_host[0] is target):
+    if on_host and (not non_blocking or (not pinned and on_host[0] is target)):
         recorder.drain(at)  # what is not pinned is read before the copy is enqueued
     return target

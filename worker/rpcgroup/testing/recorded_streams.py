@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import cycle
@@ -34,6 +35,8 @@ class RecordedStream:
     priority: int = 0
     holds: frozenset[Hold] = frozenset()
     """What its work is behind; some of them may have been released."""
+    busy_until: float = 0.0
+    """The same for what ends by itself, in seconds of the monotonic clock."""
 
     def __repr__(self) -> str:
         return self.lane.name
@@ -43,11 +46,19 @@ class RecordedStream:
 class RecordedEvent:
     clock: Clock
     holds: frozenset[Hold]
+    time: float = 0.0
+    """When it is done, but for the holds; of the monotonic clock."""
     used: bool = False
     """A stream has waited for it, or the host has asked for it."""
 
     def is_done(self) -> bool:
-        return not any(hold.active for hold in self.holds)
+        return not self.is_held() and self.seconds_left() <= 0
+
+    def is_held(self) -> bool:
+        return any(hold.active for hold in self.holds)
+
+    def seconds_left(self) -> float:
+        return self.time - time.monotonic()
 
 
 class StreamPool:

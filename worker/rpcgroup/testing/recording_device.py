@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,10 @@ class PinnedBytes(bytearray):
     """Memory of the host whose end can be noticed."""
 
 
+class _Thread(threading.local):
+    current_device = 0
+
+
 class RecordingDevice:
     """A `Runtime`. `violations` are lines, each says what is not ordered, on which stream, and where."""
 
@@ -62,6 +67,7 @@ class RecordingDevice:
         self._pinned: dict[int, Memory] = {}  # by address
         self._dropped: deque[tuple[Memory, str]] = deque()
         """What the next that takes the lock has to free; nothing has been enqueued since."""
+        self._thread = _Thread()
         self.current_streams = CurrentStreams(self._pool.defaults, self._record, self._wait)
         self.shared_memory: Ipc | None = None
         """By which members of one process share tensors as processes do: a `RecordingIpc`."""
@@ -108,6 +114,12 @@ class RecordingDevice:
                 if what is stream or device == stream.device:
                     stream.holds |= {hold}
         return hold
+
+    def sleep(self, stream: RecordedStream, seconds: float) -> None:
+        """Enqueue what takes so long. Behind a hold it runs while that is held."""
+        with self._locked():
+            stream.busy_until = max(stream.busy_until, time.monotonic()) + seconds
+            self._order.enqueue(stream.lane, "sleep()", ())
 
     def fail_next(self, what: str, error: BaseException) -> None:
         """The next call of `empty`, `copy`, `synchronize` or `record` raises it, whichever thread's it is."""
@@ -172,7 +184,8 @@ class RecordingDevice:
     def empty(self, size: int, device: torch.device) -> DeviceTensor:
         self._fail("empty")
         exact = self.exact(device)
-        inner = torch.full((size,), _GARBAGE, dtype=torch.uint8)
+        inner = torch.empty(size, dtype=torch.uint8)
+        self.fill_with_garbage(inner)
         return DeviceTensor(self, exact, inner, self.allocate(self.current_stream(exact), inner, "empty()"))
 
     def pinned(self, size: int) -> torch.Tensor:
@@ -204,14 +217,23 @@ class RecordingDevice:
         with torch.no_grad():
             target.copy_(source, non_blocking=True)
 
+    @property
+    def current_device(self) -> int:
+        """This thread's."""
+        return self._thread.current_device
+
+    @current_device.setter
+    def current_device(self, index: int) -> None:
+        self._thread.current_device = self.exact(index).index
+
     # -- for DeviceTensor ---------------------------------------------------------------------------------
 
     def exact(self, device: Any) -> torch.device:
-        """With its index; raises `RuntimeError` where there is none such."""
+        """With its index, by default the current one's; raises `RuntimeError` where there is none such."""
         place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         if place.type == "cpu":
             return place
-        place = torch.device(place.type, place.index or 0)
+        place = torch.device(place.type, self.current_device if place.index is None else place.index)
         if place not in self._devices:
             raise RuntimeError(
                 f"CUDA error: invalid device ordinal: {place}, of {len(self._devices)} devices"
@@ -234,6 +256,19 @@ class RecordingDevice:
                         self._order.retain(memory, stream.lane)
             self._order.enqueue(stream.lane, f"{op} {program_lines()}", made)
 
+    def fill_with_garbage(self, fresh: torch.Tensor) -> None:
+        if fresh.dtype is not torch.bool:  # which has but two values
+            torch.empty(0, dtype=torch.uint8).set_(fresh.untyped_storage()).fill_(_GARBAGE)
+
+    def drain_device(self, device: torch.device) -> None:
+        """The host waits for all of its streams."""
+        for stream in self._pool.streams:
+            if stream.device == device:
+                self.drain(stream)
+
+    def default_stream(self, device: torch.device) -> RecordedStream:
+        return self._pool.defaults[device]
+
     def drain(self, stream: RecordedStream) -> None:
         """The host waits for all that is enqueued on it."""
         self._synchronize(self._record(stream))
@@ -255,7 +290,10 @@ class RecordingDevice:
                 tensor
             )
         if not isinstance(tensor, DeviceTensor):
-            return self.tensor(tensor, target)
+            sent = self.tensor(tensor, target)
+            if not non_blocking:
+                self.drain(self.current_stream(target))
+            return sent
         inner = torch.empty_like(tensor.wrapped)
         copy = DeviceTensor(self, target, inner, self.allocate(self.current_stream(target), inner, "to()"))
         return copy.copy_(tensor, non_blocking=non_blocking)
@@ -265,19 +303,23 @@ class RecordingDevice:
     def _record(self, stream: RecordedStream) -> RecordedEvent:
         with self._locked():
             stream.holds = frozenset(hold for hold in stream.holds if hold.active)
-            return RecordedEvent(self._order.snapshot(stream.lane), stream.holds)
+            done = max(stream.busy_until, time.monotonic())
+            return RecordedEvent(self._order.snapshot(stream.lane), stream.holds, done)
 
     def _wait(self, stream: RecordedStream, event: RecordedEvent) -> None:
         with self._locked():
             self._order.wait(stream.lane, event.clock)
             stream.holds |= event.holds
+            stream.busy_until = max(stream.busy_until, event.time)
 
     def _synchronize(self, event: RecordedEvent) -> None:
         with self._locked():
-            if not self._released.wait_for(event.is_done, _HELD_AT_MOST):
+            if not self._released.wait_for(lambda: not event.is_held(), _HELD_AT_MOST):
                 raise RuntimeError(
                     f"nobody has released the stream that the host waits for, in {_HELD_AT_MOST} s"
                 )
+            while (seconds := event.seconds_left()) > 0:
+                self._released.wait(seconds)
             self._order.synchronize(event.clock)
 
     def _note_used(self, event: RecordedEvent) -> None:
