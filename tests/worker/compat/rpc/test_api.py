@@ -133,7 +133,7 @@ def _double(x: torch.Tensor) -> torch.Tensor:
 def test_gatherings(alone: str) -> None:
     assert api._all_gather("mine") == {alone: "mine"}
     api._barrier([alone])
-    assert api._all_gather_sequence_id_to_states == {}
+    assert len(api._gatherings) == 0
 
 
 DEATHS = """

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, TypeVar
 
@@ -22,6 +20,7 @@ from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.call_future import CallFuture
 from rpcgroup.compat.agent import RpcAgent, TensorPipeAgent
 from rpcgroup.compat.rpc.constants import DEFAULT_SHUTDOWN_TIMEOUT, UNSET_RPC_TIMEOUT
+from rpcgroup.compat.rpc.gathering import AllGatherStates, Gatherings, wait_for
 from rpcgroup.compat.rpc.internal import (
     PythonUDF,
     _internal_rpc_pickler,
@@ -34,10 +33,8 @@ from rpcgroup.errors import (
     NotInitializedError,
     PeerUnreachableError,
     RRefError,
-    UnknownWorkerError,
 )
 from rpcgroup.futures import Future
-from rpcgroup.group import Group
 from rpcgroup.rref.rref import RRef
 from rpcgroup.wire.scripts import ScriptFunction, find_operator, require_arguments
 from rpcgroup.worker_info import WorkerInfo
@@ -55,8 +52,6 @@ __all__ = [
 PyRRef = RRef
 REFERENCES_TIMEOUT: Final = 100.0
 """Seconds for owners to answer that the references held here are deleted."""
-LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks whether those who are waited for in a gathering live."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
@@ -272,47 +267,19 @@ def _wait_all() -> Iterator[None]:
 # -- gatherings -----------------------------------------------------------------------------------------------
 
 
-class AllGatherStates:
-    """One gathering: what has come, and whether all have it."""
-
-    def __init__(self) -> None:
-        self.gathered_objects: dict[str, Any] = {}
-        self.proceed_signal = threading.Event()
-
-
 _ALL_WORKER_NAMES: set[str] = set()
 """Who was there when `init_rpc` returned."""
-_all_gather_dict_lock = threading.RLock()  # guards the two below
-_all_gather_sequence_id: dict[str, int] = {}
-_all_gather_sequence_id_to_states: dict[str, AllGatherStates] = {}
-
-
-def _state_of(sequence_id: str) -> AllGatherStates:
-    with _all_gather_dict_lock:
-        return _all_gather_sequence_id_to_states.setdefault(sequence_id, AllGatherStates())
+_gatherings = Gatherings()
 
 
 def _gather_to_leader(sequence_id: str, worker_name: str, obj: Any, worker_names: Any = None) -> None:
     """On the leader, by each: here is mine."""
-    names = worker_names or _ALL_WORKER_NAMES
-    if worker_name not in names:
-        raise AssertionError(f"{worker_name} is not expected by leader.")
-    state = _state_of(sequence_id)
-    with _all_gather_dict_lock:
-        if worker_name in state.gathered_objects:
-            raise AssertionError(f"{worker_name} reported intent sequence id {sequence_id} twice.")
-        state.gathered_objects[worker_name] = obj
-        if set(names) == state.gathered_objects.keys():
-            state.proceed_signal.set()
+    _gatherings.give(sequence_id, worker_name, obj, worker_names or _ALL_WORKER_NAMES)
 
 
 def _broadcast_to_followers(sequence_id: str, objects_map: dict[str, Any]) -> None:
     """On each other, by the leader: these are all."""
-    state = _state_of(sequence_id)
-    if state.proceed_signal.is_set():
-        raise AssertionError(f"Termination signal sequence id {sequence_id} got set twice.")
-    state.gathered_objects = objects_map
-    state.proceed_signal.set()
+    _gatherings.take(sequence_id, objects_map)
 
 
 def _deliver(sequence_id: str, objects_map: dict[str, Any]) -> None:
@@ -333,11 +300,7 @@ def _all_gather(
     agent = _get_current_rpc_agent()
     names = set(worker_names or _ALL_WORKER_NAMES)
     leader, own = min(names), agent.get_worker_info().name
-    joined = "".join(sorted(names))
-    with _all_gather_dict_lock:
-        number = _all_gather_sequence_id.get(joined, 0)
-        _all_gather_sequence_id[joined] = number + 1
-    sequence_id = f"{joined}{number}"
+    sequence_id, state = _gatherings.begin(names)
     unset = timeout == UNSET_RPC_TIMEOUT
     rpc_timeout = agent.rpc_timeout if unset else timeout
     signal_timeout = None if unset or timeout == DEFAULT_SHUTDOWN_TIMEOUT else timeout
@@ -346,17 +309,13 @@ def _all_gather(
         _gather_to_leader(sequence_id, own, obj, names)
     else:
         rpc_sync(leader, _gather_to_leader, (sequence_id, own, obj, names), timeout=rpc_timeout)
-    state = _state_of(sequence_id)
 
-    def missing() -> list[str]:
-        with _all_gather_dict_lock:
-            return sorted(names - state.gathered_objects.keys())
+    def awaited() -> list[str]:
+        return _gatherings.missing(state, names) if own == leader else [leader]
 
     try:
-        in_time = _wait_for(
-            state.proceed_signal, signal_timeout, missing if own == leader else lambda: [leader]
-        )
-        absent = missing()
+        in_time = wait_for(state.proceed_signal, signal_timeout, awaited, api._group)
+        absent = _gatherings.missing(state, names)
         if own == leader:
             _tell_followers(sequence_id, state, sorted(names - {leader, *absent}), rpc_timeout)
         if absent:
@@ -366,31 +325,8 @@ def _all_gather(
                 f"_all_gather: no word from {who}, {'dead or gone' if in_time else f'in {timeout:.2f} s'}"
             )
     finally:
-        with _all_gather_dict_lock:
-            del _all_gather_sequence_id_to_states[sequence_id]
+        _gatherings.end(sequence_id)
     return state.gathered_objects
-
-
-def _wait_for(signal: threading.Event, timeout: float | None, awaited: Callable[[], list[str]]) -> bool:
-    """Until it is set, or none of those who are awaited can come any more; false after `timeout` seconds."""
-    group = api._group
-    if group is None:  # an agent of the program's own
-        return signal.wait(timeout)
-    group.agent.reactor.step_aside()
-    deadline = math.inf if timeout is None else time.monotonic() + timeout
-    while not signal.wait(min(LOOK_INTERVAL, max(0.0, deadline - time.monotonic()))):
-        if time.monotonic() >= deadline:
-            return False
-        if all(_is_lost(group, name) for name in awaited()):
-            break
-    return True
-
-
-def _is_lost(group: Group, name: str) -> bool:
-    try:
-        return group.collectives.is_lost(group.agent.peer(name).record.name)
-    except (DrainedError, PeerUnreachableError, UnknownWorkerError):
-        return True
 
 
 def _tell_followers(sequence_id: str, state: AllGatherStates, names: list[str], timeout: float) -> None:
