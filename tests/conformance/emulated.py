@@ -13,6 +13,11 @@ __all__ = ["emulate", "put_our_futures"]
 
 DEVICES = 4
 """As many as any of the tests needs."""
+RACES = {
+    "test_cuda_future_callback_changes_devices": "what the default stream fills with zeros is used on other streams",
+    "test_cuda_future_value_on_bad_device": "what the default stream fills with zeros is used on other streams",
+}
+"""Tests that are not in order themselves, which a device is too quick to show: their values are checked alone."""
 
 
 def emulate() -> None:
@@ -30,7 +35,10 @@ def check_after_each_test(device: RecordingDevice) -> None:
         def run() -> None:
             test()
             gc.collect()  # a tensor in a cycle is freed
-            device.check()
+            if self._testMethodName not in RACES:
+                device.check()
+            elif not device.violations:
+                raise AssertionError("it is in order: take it off the list of RACES")
 
         return join_or_run(self, run)
 

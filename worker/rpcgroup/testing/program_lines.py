@@ -8,17 +8,23 @@ from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 __all__ = ["program_lines"]
 
 _INNERMOST = 4
 _HERE = Path(__file__).parent
 _PACKAGE = str(_HERE.parent)
+_SUITES = str(Path(torch.__file__).parent / "testing/_internal/distributed")
 _FOREIGN = tuple({"<", *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))})
 _RECORDER = {
     str(_HERE / f"{module}.py")
     for module in (
         "current_streams",
         "device_tensor",
+        "emulated_cuda",
+        "emulated_streams",
+        "emulated_tensors",
         "program_lines",
         "recorded_streams",
         "recording_device",
@@ -27,7 +33,10 @@ _RECORDER = {
 
 
 def program_lines() -> str:
-    """As "at agent/port.py:12 < agent/core.py:34": without torch, the standard library and the recorder itself."""
+    """As "at agent/port.py:12 < agent/core.py:34": without the standard library, torch and the recorder itself.
+
+    torch's own tests are programs as well.
+    """
     lines: list[str] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(lines) < _INNERMOST:
@@ -40,7 +49,7 @@ def program_lines() -> str:
 
 @lru_cache(maxsize=1024)
 def _is_shown(file: str) -> bool:
-    return file not in _RECORDER and (file.startswith(_PACKAGE) or not file.startswith(_FOREIGN))
+    return file not in _RECORDER and (file.startswith((_PACKAGE, _SUITES)) or not file.startswith(_FOREIGN))
 
 
 @lru_cache(maxsize=1024)
