@@ -1,4 +1,4 @@
-"""What of tests/gpu can be told without a GPU: that it says so, and what it needs."""
+"""What of tests/gpu can be told without a GPU: that it says so, what it needs, and that its workers work together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from rpcgroup.testing.recording_device import recording_device
+from tests.gpu import recorded
+from tests.gpu.scenarios import SCENARIOS, World
+from tests.gpu.workers import NO_GPU, device_maps, joined
 
 pytestmark = pytest.mark.timeout(
     600
@@ -56,3 +61,15 @@ def test_it_needs_torch_and_pytest_only(tmp_path: Path) -> None:
     imports = "; ".join(f"import tests.gpu.{module}" for module in sorted(modules - {"conftest"}))
     done = run(tmp_path, "-c", f"import missing; {imports}")
     assert done.returncode == 0, done.stderr
+
+
+def test_its_workers_do_what_they_are_to_do_with_recorded_devices(tmp_path: Path) -> None:
+    """As processes, so by the host's memory."""
+    maps = {name: devices for name, devices in device_maps(2).items() if name != "hurt"}
+    with recording_device() as device, joined(tmp_path / "meeting", maps, recorded.serve) as group:
+        world = World(group.agent, device, torch.device(maps["there"]["cuda:0"]))
+        for scenario in SCENARIOS:
+            scenario(world)
+        for name in maps:
+            assert group.agent.rpc_sync(name, recorded.violations) == []
+        assert not group.agent.rpc_sync(NO_GPU, torch.cuda.is_available)

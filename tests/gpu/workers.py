@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -68,8 +68,13 @@ def join(name: str, names: list[str], meeting: str, maps: Maps) -> Group:
 
 
 @contextmanager
-def joined(meeting: Path, maps: Maps) -> Iterator[Group]:
-    """This process joins as `here`, with a process for each worker of the maps; all end with the context."""
+def joined(
+    meeting: Path, maps: Maps, serve: Callable[[str, list[str], str], None] = serve
+) -> Iterator[Group]:
+    """This process joins as `here`, with a process for each worker of the maps; all end with the context.
+
+    `serve` is the life of one, with its name, those of all, and where they meet.
+    """
     names = [HERE, *maps]
     context = multiprocessing.get_context("spawn")
     processes = [

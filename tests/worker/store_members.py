@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 import rpcgroup as rpc
 from rpcgroup import contract, meeting
@@ -43,6 +44,16 @@ def cycles(rank: int, url: str) -> Any:
         call_all()
         rpc.shutdown()
     return turns
+
+
+def one_from_elsewhere(rank: int, url: str) -> Any:
+    if rank == 1:
+        rpc.init_rpc("alone", rank=0, world_size=1, store=HashStore())
+        rpc.shutdown()
+    begin(rank, url, timeout=PATIENCE / 2)
+    call_all()
+    rpc.shutdown()
+    return "met"
 
 
 def addresses(rank: int, url: str) -> Any:
@@ -122,7 +133,8 @@ def dynamic(rank: int, url: str) -> Any:
 
 
 SCENARIOS: Final[dict[str, Callable[[int, str], Any]]] = {
-    f.__name__: f for f in (cycles, addresses, early_end, failed_start, missing, death, dynamic)
+    f.__name__: f
+    for f in (cycles, one_from_elsewhere, addresses, early_end, failed_start, missing, death, dynamic)
 }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from rpcgroup import c10d
-from rpcgroup.c10d import dist, is_init_method, open_store, prefixed, store_host
+from rpcgroup.c10d import dist, is_init_method, next_static, open_store, prefixed, store_host
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 
 TIMEOUT = 20.0
@@ -107,9 +108,25 @@ def test_each_static_group_of_a_process_has_a_prefix_of_its_own() -> None:
     one, two = prefixed(store, 2), prefixed(store, 2)
     one.set("key", "1")
     assert not two.check(["key"])
-    before = c10d._inits
-    prefixed(store, 2)
-    assert c10d._inits == before + 1
+
+
+def test_groups_at_other_stores_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefixed(dist.HashStore(), 2)
+    store: Any = dist.HashStore()
+    prefixed(store, 2).set("key", "1")
+    monkeypatch.setattr(c10d, "_inits", Counter())  # as in another process
+    assert next_static(store).check(["key"])
+    assert prefixed(store, 2).check(["key"])
+    assert not prefixed(store, 2).check(["key"])
+
+
+def test_a_file_that_is_made_anew_is_another_store(tmp_path: Path) -> None:
+    file = tmp_path / "store"
+    prefixed(dist.FileStore(str(file), -1), 2).set("key", "1")
+    file.unlink()
+    store = dist.FileStore(str(file), -1)
+    prefixed(store, 2).set("key", "2")
+    assert dist.PrefixStore("rpcgroup/0", store).check(["key"]), "the first group there"
 
 
 def test_a_dynamic_group_is_the_same_for_whoever_comes() -> None:

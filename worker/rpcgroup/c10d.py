@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -12,14 +13,19 @@ from urllib.parse import urlsplit
 import torch.distributed
 
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
+from rpcgroup.membership.store.client import StoreClient
+from rpcgroup.membership.store.identity import store_identity
 
 __all__ = ["OpenStore", "is_init_method", "next_static", "open_store", "prefixed", "store_host"]
 
 DYNAMIC: Final = -1
 dist: Any = torch.distributed  # its stub exports nothing of this, and a torch may be built without it
 _lock = threading.Lock()  # guards the two below
-_inits = 0
-"""Static groups begun in this process: the n-th of each of its members meet under one prefix, as torch's do."""
+_inits: Counter[str] = Counter()
+"""Static groups begun in this process, by the identity of their store: the n-th there of each member meet under one
+prefix. torch's number those of the process, whatever the store; who has been in a group elsewhere never meets who
+has not.
+"""
 _rendezvous: Iterator[Any] | None = None
 """Of the latest group. It may hold the server of a TCPStore that others still read."""
 
@@ -61,19 +67,24 @@ def open_store(init_method: str, rank: int, world_size: int | None, timeout: flo
 
 
 def prefixed(store: Any, world_size: int | None) -> Any:
-    """This group's part of a store. A dynamic group is the same one for whoever comes, whatever came before."""
-    global _inits
+    """This group's part of a store. A dynamic group is the same one for whoever comes, whatever came before.
+
+    Raises `RendezvousUnavailableError` where the store does not answer; so does `next_static`.
+    """
     if world_size is None:
         return dist.PrefixStore("rpcgroup/dynamic", store)
+    identity = store_identity(StoreClient(store))
     with _lock:
-        number, _inits = _inits, _inits + 1
+        number = _inits[identity]
+        _inits[identity] += 1
     return dist.PrefixStore(f"rpcgroup/{number}", store)
 
 
 def next_static(store: Any) -> Any:
     """Where in a store the next static group of this process would be."""
+    identity = store_identity(StoreClient(store))
     with _lock:
-        return dist.PrefixStore(f"rpcgroup/{_inits}", store)
+        return dist.PrefixStore(f"rpcgroup/{_inits[identity]}", store)
 
 
 def store_host(store: Any) -> tuple[str, int] | None:
