@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rpcgroup.cuda import failed
 from rpcgroup.errors import DevicePlacementError, JoinError
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.recording_device import RecordingDevice, recording_device
@@ -138,6 +139,64 @@ def test_arguments_from_a_cpu_are_kept_for_a_function_that_waits_for_a_reference
     agent = to_and_from_the_cpu.agent("a")
     reference = agent.remote("b", double, (torch.ones(1),))
     agent.rpc_sync("c", use, (torch.ones(2), reference))
+
+
+# -- a device that has failed --------------------------------------------------------------------------------
+
+BROKEN = "CUDA error: device-side assert triggered"
+
+
+def test_calls_without_tensors_need_no_streams(
+    device: RecordingDevice, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = cluster.agent("t0")
+    fails_with(monkeypatch, device, "new_stream")
+    assert agent.rpc_sync("s0", abs, (-1,), timeout=PATIENCE) == 1
+    assert agent.remote("s0", abs, (-2,)).to_here() == 2
+
+
+def test_a_function_for_which_there_are_no_streams_is_answered_with_the_error(
+    device: RecordingDevice, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = cluster.agent("t0")
+    tensor = device.tensor([1.0, 2.0])
+    new_stream = device.new_stream
+
+    def for_transfers(of: torch.device, priority: int = 0) -> object:
+        if not priority:
+            raise RuntimeError(BROKEN)
+        return new_stream(of, priority)
+
+    monkeypatch.setattr(device, "new_stream", for_transfers)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        agent.rpc_sync("s0", double, (tensor,), timeout=PATIENCE)
+    assert agent.rpc_sync("s0", abs, (-1,), timeout=PATIENCE) == 1
+    monkeypatch.undo()
+    assert device.to_host(agent.rpc_sync("s0", double, (tensor,))).tolist() == [2.0, 4.0]
+
+
+def test_arguments_are_not_freed_by_a_worker_whose_device_has_failed(
+    device: RecordingDevice, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function's stream has used them, too: torch would end the process."""
+    kept: list[object] = []
+    monkeypatch.setattr(failed, "_kept", kept)
+    agent = cluster.agent("t0")
+    tensor = device.tensor([1.0, 2.0])
+    agent.rpc_sync("s0", use, (tensor, None))
+    assert not kept
+    fails_with(monkeypatch, device, "is_done")
+    agent.rpc_sync("s0", use, (tensor, None))
+    monkeypatch.undo()
+    [[argument]] = kept
+    assert argument.nbytes == tensor.nbytes
+
+
+def fails_with(monkeypatch: pytest.MonkeyPatch, device: RecordingDevice, method: str) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError(BROKEN)
+
+    monkeypatch.setattr(device, method, fail)
 
 
 # -- shared memory -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.inbound import EARLY_LIMIT
 from rpcgroup.cuda.staging import staging_of
 from rpcgroup.errors import RemoteProtocolError
+from rpcgroup.testing.device_tensor import DeviceTensor
 from rpcgroup.testing.recording_device import RecordingDevice, recording_device
 from rpcgroup.testing.recording_ipc import RecordingIpc
 from rpcgroup.wire.payloads import HOST, IPC, Payload
@@ -64,6 +65,18 @@ def test_it_is_ready_when_the_last_copy_is_enqueued_and_not_when_it_is_done(devi
     hold.release()
     assert waited.wait(SECONDS)
     thread.join(SECONDS)
+
+
+def test_memory_for_what_arrives_is_of_one_stream_for_each_device(device: RecordingDevice) -> None:
+    """torch gives what was allocated on one to no other, and the pool's are others for each message."""
+    wire = Wire(device)
+    homes: dict[str, set[object]] = {}
+    for transfer in range(3):
+        wire.expect(transfer, [Payload(0, 0), Payload(0, 1)])
+        for tensor in wire.ready[transfer].tensors:
+            assert isinstance(tensor, DeviceTensor)
+            homes.setdefault(str(tensor.device), set()).add(tensor.block.memory.home)
+    assert {at: len(lanes) for at, lanes in homes.items()} == {"cuda:0": 1, "cuda:1": 1}
 
 
 def test_received_memory_is_kept_until_its_copy_is_done(device: RecordingDevice) -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rpcgroup.cuda import failed
 from rpcgroup.cuda.outbound import prepare
 from rpcgroup.cuda.sharing import Exports, Probes, answer_probe
 from rpcgroup.cuda.staging import SMALL
@@ -123,6 +124,64 @@ def test_kernels_of_the_importer_do_not_hold_it_up(device: RecordingDevice) -> N
     for hold in holds:
         hold.release()
     arrived(pair, 1)
+
+
+def test_what_comes_by_the_host_beside_it_waits_for_no_kernel(device: RecordingDevice) -> None:
+    """It would keep pinned memory for as long, and a copy of ordinary memory blocks until its stream is done."""
+    pair = Pair(device)
+    kernel = device.new_stream(ZERO)
+    hold = device.hold(kernel)
+    with device.use([kernel]):
+        large = random_bytes(device, LARGE)
+        blob = pair.exports.export(1, large)
+    assert blob is not None
+    small = random_bytes(device, CHUNK)
+    pair.expect(1, [Payload(LARGE, 0, IPC, blob), Payload(CHUNK, 0)])
+    pair.departure(1, [large[:0], small]).run(pair.put, pair.failed.__setitem__)
+    pair.deliver()
+    assert pair.ready[1] and pair.receiver_pool.in_use == 1
+    pair.timers.fire()
+    assert pair.receiver_pool.in_use == 0
+    hold.release()
+    for sent, got in zip((large, small), arrived(pair, 1), strict=True):
+        assert torch.equal(sent.cpu(), got)
+    pair.release()
+
+
+def test_what_other_streams_have_used_is_not_freed_once_the_device_has_failed(
+    device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch ends the process where it can record no event for it."""
+    kept: list[object] = []
+    monkeypatch.setattr(failed, "_kept", kept)
+    pair = Pair(device)
+    payloads = pair.send(1, [random_bytes(device, LARGE)], [0])
+    broken = RuntimeError("CUDA error: device-side assert triggered")
+
+    def fail(*args: object) -> None:
+        monkeypatch.setattr(device, "record", fail)
+        raise broken
+
+    monkeypatch.setattr(device, "copy", fail)
+    pair.expect(1, payloads)
+    assert pair.refused[1] is broken
+    [[target]] = kept
+    assert target.nbytes == LARGE
+
+
+def test_a_message_that_is_not_sent_shares_nothing(
+    device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(device)
+    tensors = [(random_bytes(device, LARGE), 0), (random_bytes(device, SMALL), 0)]
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device, "new_stream", fail)  # for what goes by the host
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        prepare(device, pair.pool, 1, tensors, pair.exports)
+    assert not pair.exports.transfers and not pair.ipc.shared
 
 
 @pytest.mark.parametrize("failing", ["device_of", "open"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from rpcgroup.cuda.arrival import Inlets
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.extraction import device_tensors
@@ -42,13 +43,14 @@ class Accelerator:
         self.runtime = runtime
         self.priority = priority
         self.pool = PinnedPool(runtime)
+        self.inlets = Inlets(runtime)
         self.completions = Completions(runtime, later, submit)
         self.traffic = Traffic()
         self.devices: tuple[torch.device, ...] = ()
         """Those that calls to and from this worker use."""
         self._me = MemberRecord(name="")
         self.ipc = runtime.ipc()
-        """Shares memory with the processes of this host; None where nothing does."""
+        """Shares memory with the processes of this host, see `Transfers.ipc`; None where nothing does."""
         self._probes_lock = threading.Lock()  # guards _probes
         self._probes: dict[int, Probes] = {}
         """By the incarnation of the peer."""
@@ -100,9 +102,23 @@ class Accelerator:
 
     @contextmanager
     def streams(self, events: Events | None) -> Iterator[None]:
-        """This thread's current streams are fresh ones, behind the events of what came."""
-        with (events or Events(self.runtime, {}, ())).after(self.devices, self.priority):
-            yield
+        """This thread's current streams are fresh ones, behind the events of what came.
+
+        Where there is none to be had, because a device has failed, what came without tensors does without.
+        """
+        with ExitStack() as entered:
+            try:
+                behind = events or Events(self.runtime, {}, ())
+                entered.enter_context(behind.after(self.devices, self.priority))
+            except Exception:
+                if events is not None:
+                    events.keep_where_failed()
+                    raise
+            try:
+                yield
+            finally:
+                if events is not None:
+                    events.keep_where_failed()
 
     def brought(self, events: Events | None, decode: Callable[[], T]) -> tuple[T, Events | None]:
         """What `decode` gives of a message, and behind what it may be used: what it has `put` on devices, too.

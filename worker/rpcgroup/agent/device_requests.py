@@ -104,7 +104,8 @@ class DeviceRequests:
 
     def _answer_probe(self, session: Session, frame: Frame) -> None:
         _, flags, id, _, _, body = frame
-        runtime, ipc = self._accelerator.runtime, self._accelerator.ipc
+        assert session.transfers is not None
+        runtime, ipc = self._accelerator.runtime, session.transfers.ipc
         try:
             if ipc is None:
                 raise RpcGroupError("this worker opens no memory of others")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -39,6 +40,7 @@ from rpcgroup.wire.messages import MessageType
 from rpcgroup.wire.scripts import is_scripted
 
 if TYPE_CHECKING:
+    from rpcgroup.agent.accelerator import Accelerator
     from rpcgroup.agent.agent import Agent
 
 __all__ = ["Invocation"]
@@ -158,8 +160,21 @@ class Invocation:
         if on_devices is None:
             self._run_here(session, frame)
         else:
-            with on_devices.streams(events_of(frame)):
-                self._run_here(session, frame)
+            self._run_in_order(on_devices, session, frame, self._run_here)
+
+    def _run_in_order(
+        self, on_devices: Accelerator, session: Session, frame: Frame, run: Callable[[Session, Frame], None]
+    ) -> None:
+        """On streams behind the tensors that the frame has brought; a device that has failed has none."""
+        with ExitStack() as entered:
+            try:
+                entered.enter_context(on_devices.streams(events_of(frame)))
+            except BaseException as exc:
+                _, flags, id, _, _, body = frame
+                self.decline(session, flags, body)
+                self.fail(session, id, exc)
+                return
+            run(session, frame)
 
     def _run_here(self, session: Session, frame: Frame) -> None:
         _, flags, id, number, _, body = frame
@@ -288,8 +303,7 @@ class Invocation:
         if on_devices is None:
             self._run_remote_here(session, frame)
         else:
-            with on_devices.streams(events_of(frame)):
-                self._run_remote_here(session, frame)
+            self._run_in_order(on_devices, session, frame, self._run_remote_here)
 
     def _run_remote_here(self, session: Session, frame: Frame) -> None:
         _, flags, id, number, _, body = frame

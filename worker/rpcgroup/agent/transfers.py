@@ -81,13 +81,16 @@ class Transfers:
         self.closed = False
         self._share = Share(accelerator.pool)
         self.channel: Channel = None  # type: ignore[assignment]  # set by who connects
+        self.ipc = accelerator.runtime.ipc()
+        """Opens what the peer shares; None where nothing is shared."""
         self.arrivals = Arrivals(
             accelerator.runtime,
             accelerator.pool,
             accelerator.completions,
             agent.connections.receive_pool.allocate,
-            accelerator.ipc,
+            self.ipc,
             self._put_release,
+            accelerator.inlets,
         )
         self._exports: Exports | None = None
         probes = accelerator.probes(incarnation, self._ask, agent.chores.submit)
@@ -186,3 +189,5 @@ class Transfers:
         self.arrivals.close()
         if self._exports is not None:
             self._exports.close()
+        if self.ipc is not None:
+            self.agent.chores.submit(self.ipc.close)

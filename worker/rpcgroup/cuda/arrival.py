@@ -5,28 +5,57 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
+from rpcgroup.cuda.failed import keep_where_failed
 from rpcgroup.cuda.ipc import Ipc
 from rpcgroup.cuda.runtime import Runtime, Stream
 from rpcgroup.cuda.staging import TRANSFER_PRIORITY, staging_of
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.wire.payloads import HOST, IPC, Payload, chunk_size, count_chunks
 
-__all__ = ["Arrival", "Destination", "Outcome"]
+__all__ = ["INLET_PRIORITY", "Arrival", "Destination", "Inlets", "Outcome"]
+
+INLET_PRIORITY: Final = -2
+"""As high as that of other transfers, where a device has no more than two; of its own, so that none of those is put
+onto the stream of an inlet."""
 
 Outcome = Callable[[], None]
 """Tells who waits what has become of a transfer; to be called without its lock."""
+
+
+class Inlets:
+    """Of each device one stream of the process, on which memory for what arrives is allocated. Thread-safe.
+
+    torch's allocator gives memory that was allocated on a stream to that stream only, and those of the pool are others
+    for each message: 32 of them would each come to own as much as the largest message needs.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = threading.Lock()  # guards that each device has one
+        self._streams: dict[torch.device, Stream] = {}
+
+    def stream(self, device: torch.device) -> Stream:
+        """What is copied from the host is enqueued here, and nothing that waits for a kernel."""
+        stream = self._streams.get(device)
+        if stream is None:
+            with self._lock:
+                stream = self._streams.get(device)
+                if stream is None:
+                    stream = self._streams[device] = self._runtime.new_stream(device, INLET_PRIORITY)
+        return stream
 
 
 class Destination(NamedTuple):
     """What the transfers to a process have in common."""
 
     runtime: Runtime
+    inlets: Inlets
     completions: Completions
     chunk: int
     """Bytes."""
@@ -48,6 +77,7 @@ class Arrival:
         self.lock = threading.Lock()
         """Guards everything here, so that chunks find the tensors allocated."""
         self._runtime = place.runtime
+        self._inlets = place.inlets
         self._completions = place.completions
         self._ipc = place.ipc
         self._chunk = chunk = place.chunk
@@ -58,6 +88,7 @@ class Arrival:
         self._settled = False
         self._targets: list[torch.Tensor] = []
         self._streams: dict[torch.device, Stream] = {}
+        """For what is read from the sender's memory: each waits for what the sender has enqueued there."""
         self._sources: list[torch.Tensor] = []
         """Memory of the sender that is being read."""
         self._lacking = [
@@ -81,6 +112,8 @@ class Arrival:
         if self._settled:
             return None
         self._settled = True
+        for device, stream in self._streams.items():
+            keep_where_failed(self._runtime, stream, [t for t in self._targets if t.device == device])
         self._targets = []
         return partial(self._failed, exc)
 
@@ -108,7 +141,7 @@ class Arrival:
         runtime = self._runtime
         for payload in self._payloads:
             device = torch.device("cuda", payload.device)
-            with runtime.use([self._stream(device)]):
+            with runtime.use([self._inlets.stream(device)]):
                 target = runtime.empty(payload.size, device)
             self._targets.append(target)
             if payload.path == IPC:
@@ -118,13 +151,15 @@ class Arrival:
         """Enqueue the copy from the sender's memory, which is on its device."""
         runtime, ipc = self._runtime, self._ipc
         assert ipc is not None
-        stream = self._stream(ipc.device_of(payload.blob))
-        with runtime.use([self._stream(target.device), stream]):
+        into, out_of = self._stream(target.device), self._stream(ipc.device_of(payload.blob))
+        runtime.wait(into, runtime.record(self._inlets.stream(target.device)))  # who had the memory before
+        runtime.retain(target, into)
+        with runtime.use([into, out_of]):
             source, written = ipc.open(payload.blob)
             self._sources.append(source)
             if source.nbytes != payload.size:
                 raise RemoteProtocolError(f"a payload of {payload.size} bytes shares {source.nbytes}")
-            runtime.wait(stream, written)
+            runtime.wait(out_of, written)
             runtime.copy(target, source)
 
     def _let_go(self) -> None:
@@ -155,7 +190,7 @@ class Arrival:
     def _copy(self, index: int, place: int, data: Any) -> None:
         runtime = self._runtime
         target = self._targets[index]
-        stream = self._streams[target.device]
+        stream = self._inlets.stream(target.device)
         staging = staging_of(data)
         size = len(data)
         start = place * self._chunk
@@ -169,6 +204,12 @@ class Arrival:
         self._completions.keep(data, stream)
 
     def _record(self) -> Events:
-        record = self._runtime.record
-        devices = dict.fromkeys(target.device for target in self._targets)
-        return Events(self._runtime, {d: record(self._streams[d]) for d in devices}, self._targets)
+        runtime, inlet = self._runtime, self._inlets.stream
+        by_host = {torch.device("cuda", p.device) for p in self._payloads if p.path == HOST}
+        events = {}
+        for device in dict.fromkeys(target.device for target in self._targets):
+            stream = self._streams.get(device)
+            if stream is not None and device in by_host:
+                runtime.wait(stream, runtime.record(inlet(device)))
+            events[device] = runtime.record(stream or inlet(device))
+        return Events(runtime, events, self._targets)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from rpcgroup.cuda.failed import has_failed, keep
 from rpcgroup.cuda.runtime import Event, Runtime
 
 __all__ = ["Events"]
@@ -76,6 +77,11 @@ class Events:
         """`synchronize`, save within a `callback`: others wait for what that has to do."""
         if not _thread.in_callback:
             self.synchronize()
+
+    def keep_where_failed(self) -> None:
+        """The tensors, where one of their devices has; see `rpcgroup.cuda.failed`."""
+        if any(has_failed(self._runtime, event) for event in self._events.values()):
+            keep(self.tensors)
 
     @contextmanager
     def callback(self, devices: Iterable[torch.device], priority: int) -> Iterator[None]:

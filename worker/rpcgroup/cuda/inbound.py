@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from rpcgroup.cuda.arrival import Arrival, Destination, Outcome
+from rpcgroup.cuda.arrival import Arrival, Destination, Inlets, Outcome
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.ipc import Ipc
@@ -43,8 +43,10 @@ class Arrivals:
         ordinary: Callable[[int], Any] = bytearray,
         ipc: Ipc | None = None,
         release: Callable[[int], None] = lambda transfer_id: None,
+        inlets: Inlets | None = None,
     ) -> None:
-        self._destination = Destination(runtime, completions, pool.chunk, ipc)
+        inlets = inlets or Inlets(runtime)
+        self._destination = Destination(runtime, inlets, completions, pool.chunk, ipc)
         self._pool = pool
         self._ordinary = ordinary
         self._release = release

@@ -25,7 +25,7 @@ class Export(NamedTuple):
 
 
 class Ipc(Protocol):
-    """Thread-safe."""
+    """With one other process. Thread-safe."""
 
     def export(self, tensor: torch.Tensor) -> Export:
         """Of a flat tensor of uint8, behind what the current stream of its device has to do.
@@ -43,4 +43,8 @@ class Ipc(Protocol):
 
         Whoever drops the last reference to it may have to wait for the current stream of its device.
         """
+        ...
+
+    def close(self) -> None:
+        """The other process is gone: keep nothing of its memory open. Idempotent."""
         ...

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import torch
 
+from rpcgroup.cuda.failed import keep
 from rpcgroup.cuda.runtime import Event, Runtime, Stream
 from rpcgroup.cuda.sharing import Exports
 from rpcgroup.cuda.staging import SMALL, TRANSFER_PRIORITY, PinnedPool, Share, Staging
@@ -79,6 +80,7 @@ def prepare(
     """The table for flat tensors of uint8, each for the receiver's device of that index, and what has to depart.
 
     In the thread whose current streams have written them. `exports` is for a receiver that may share memory.
+    Raises what a device has failed with.
     """
     payloads = []
     by_host = {}
@@ -89,7 +91,12 @@ def prepare(
             payloads.append(Payload(tensor.nbytes, device))
         else:
             payloads.append(Payload(tensor.nbytes, device, IPC, blob))
-    return payloads, Departure(runtime, pool, transfer_id, by_host)
+    try:
+        return payloads, Departure(runtime, pool, transfer_id, by_host)
+    except BaseException:
+        if exports is not None:
+            exports.release(transfer_id)  # the message is not sent
+        raise
 
 
 class Departure:
@@ -132,11 +139,11 @@ class Departure:
 
     def _send(self, device: torch.device, put_chunk: PutChunk, timeout: float) -> None:
         stream, written = self._streams[device]
-        # Before any block is taken: those of others may be ready to go while this waits behind a kernel.
-        self._runtime.synchronize(written)
         sizes = [(index, tensor.nbytes) for index, tensor in self._tensors.items() if tensor.device == device]
         under_way: deque[_Load] = deque()  # no name besides: what has been put must not keep its block
         try:
+            # Before any block is taken: those of others may be ready to go while this waits behind a kernel.
+            self._runtime.synchronize(written)
             for block in pack_blocks(sizes, self._pool.chunk):
                 staging = self._pool.try_take()
                 if staging is None:
@@ -188,4 +195,4 @@ class Departure:
         try:
             self._runtime.synchronize(self._runtime.record(stream))
         except Exception:
-            pass  # the device has failed, and copies no more
+            keep(list(self._tensors.values()))  # the device has failed, and copies no more

@@ -45,7 +45,7 @@ class Runtime(Protocol):
     def device_count(self) -> int: ...
 
     def ipc(self) -> Ipc | None:
-        """Shares memory of the devices with other processes; None: it cannot."""
+        """Shares memory of the devices with one other process; None: it cannot."""
         ...
 
     def current_stream(self, device: torch.device) -> Stream:

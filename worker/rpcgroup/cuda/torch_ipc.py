@@ -1,20 +1,21 @@
-"""CUDA's shared memory between processes, by torch's public API and its reductions of tensors.
+"""CUDA's shared memory between processes, by torch's public API and what its reductions of tensors are made of.
 
 The devices of two processes are told apart by their UUIDs: `CUDA_VISIBLE_DEVICES` numbers them for each anew.
 
-Source: PyTorch's notes on sharing CUDA tensors (`torch.multiprocessing`).
+Source: PyTorch's notes on sharing CUDA tensors (`torch.multiprocessing`), and `torch/csrc/CudaIPCTypes.cpp`.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
+from collections import OrderedDict
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import torch
-from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
+from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from rpcgroup.cuda.ipc import Export
@@ -22,13 +23,25 @@ from rpcgroup.cuda.runtime import Event
 
 __all__ = ["TorchIpc"]
 
-_FIELDS: Final = struct.Struct("<16sQQQQQHHH")
-"""Device; offset and bytes of the tensor in its storage; bytes of that, and its offset in the allocation; place of the
-reference counter; bytes of three handles that follow: of the allocation, of the file of counters, of the event."""
-_SHARED_MEMORY: Final = Path("/dev/shm")
+MAPPED: Final = 32
+"""Allocations of one peer that stay mapped; torch's own backend keeps all. What the peer gives back to the device
+meanwhile is free for others once it is not mapped any more."""
+
+_FIELDS: Final = struct.Struct("<16sQQII")
+"""Device; place of the tensor in its allocation, and bytes; bytes of two handles that follow: of the allocation, of
+the event."""
+_NO_COUNTER: Final = b"/rpcgroup-counts-at-the-exporter"
+"""The name of no file. An importer of torch's counts the exporter's references down when it drops what it has mapped,
+and so does `Export.end`; a count below 0 is taken for a large one, and the memory is never given back."""
 
 
 class TorchIpc:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _mapped, and that no two threads map the same
+        self._mapped: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        """Allocations of the peer by their handles, that used last at the end. To map one takes longer than most
+        copies, and to unmap it may wait for the whole device, with the interpreter's lock held."""
+
     @cached_property
     def _indexes(self) -> dict[bytes, int]:
         # Not before it is needed: a process that has looked at its devices can use none in its forked children.
@@ -40,26 +53,18 @@ class TorchIpc:
         # Another storage of the same memory, for torch wraps one that is shared once more each time, for as long as
         # it lives: a parameter would become slower to share, and its end deeper, with every message.
         shared = from_dlpack(to_dlpack(whole))
-        _, (*_, handle, size, offset, _, counters, counter, _, _) = reduce_tensor(shared)  # type: ignore[no-untyped-call]
         event: Any = torch.cuda.Event(interprocess=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(device))
         ready: bytes = event.ipc_handle()
-        blob = b"".join(
-            (
-                _FIELDS.pack(
-                    _uuid(device.index),
-                    *(tensor.storage_offset(), tensor.nbytes, size, offset, counter),
-                    *map(len, (handle, counters, ready)),
-                ),
-                *(handle, counters, ready),
-            )
-        )
+        # Last: what is shared has a reference more, which only `end` takes away.
+        _, (*_, handle, _, offset, _, counters, counter, _, _) = reduce_tensor(shared)  # type: ignore[no-untyped-call]
 
         def end() -> None:
-            # Instead of an importer that has not opened it, or has died; where one has, torch takes it as well.
             torch.UntypedStorage._release_ipc_counter_cuda(counters, counter)
 
-        return Export(blob, (shared, event), end)
+        place = offset + tensor.storage_offset()
+        fields = _FIELDS.pack(_uuid(device.index), place, tensor.nbytes, len(handle), len(ready))
+        return Export(fields + handle + ready, (shared, event), end)
 
     def device_of(self, blob: bytes) -> torch.device:
         uuid = blob[:16]
@@ -70,28 +75,48 @@ class TorchIpc:
 
     def open(self, blob: bytes) -> tuple[torch.Tensor, Event]:
         device = self.device_of(blob)
-        _, start, length, size, offset, counter, *lengths = _FIELDS.unpack_from(blob)
-        handle, counters, ready = _split(blob[_FIELDS.size :], lengths)
-        if not (_SHARED_MEMORY / counters.decode().lstrip("/")).exists():
-            raise RuntimeError(
-                "the exporter's count of references cannot be reached: its /dev/shm is another one"
-            )
+        _, place, length, handle_size, event_size = _FIELDS.unpack_from(blob)
+        handle = blob[_FIELDS.size : _FIELDS.size + handle_size]
+        ready = blob[_FIELDS.size + handle_size :][:event_size]
         event: Event = torch.cuda.Event.from_ipc_handle(device, ready)  # type: ignore[no-untyped-call]
-        whole = rebuild_cuda_tensor(  # type: ignore[no-untyped-call]
-            *(torch.Tensor, (size,), (1,), 0, torch.storage.TypedStorage, torch.uint8),
-            *(device.index, handle, size, offset, False, counters, counter),
-            *(b"", False),  # the event is ours
-        )
-        return whole[start : start + length], event
+        return self._map(device, handle, place + length)[place : place + length], event
+
+    def _map(self, device: torch.device, handle: bytes, end: int) -> torch.Tensor:
+        """An allocation of the peer, at least its first `end` bytes."""
+        with self._lock:
+            mapped = self._mapped.pop(handle, None)
+            if mapped is None or mapped.nbytes < end:
+                # How long an allocation is its handle does not say; one that is mapped already is not mapped again.
+                storage = torch.UntypedStorage._new_shared_cuda(
+                    device.index, handle, end, 0, _NO_COUNTER, 0, b"", False
+                )
+                mapped = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
+            self._mapped[handle] = mapped
+            surplus = [self._mapped.popitem(last=False)[1] for _ in range(len(self._mapped) - MAPPED)]
+        _unmap(surplus)
+        return mapped
+
+    def close(self) -> None:
+        with self._lock:
+            mapped, self._mapped = list(self._mapped.values()), OrderedDict()
+        _unmap(mapped)
+
+
+_stay_mapped: Final[list[torch.Tensor]] = []
+
+
+def _unmap(mapped: list[torch.Tensor]) -> None:
+    """Those that nobody reads any more; the others when they have been read."""
+    while mapped:
+        try:
+            stream: Any = torch.cuda.Stream(mapped[-1].device)  # type: ignore[no-untyped-call]
+            stream.synchronize()
+        except Exception:
+            _stay_mapped.extend(mapped)  # the device has failed, and torch would end the process
+            return
+        with torch.cuda.stream(stream):  # torch waits for the current one, which may have much to do
+            mapped.pop()
 
 
 def _uuid(index: int) -> bytes:
     return UUID(str(torch.cuda.get_device_properties(index).uuid)).bytes
-
-
-def _split(data: bytes, lengths: list[int]) -> list[bytes]:
-    parts = []
-    for length in lengths:
-        parts.append(data[:length])
-        data = data[length:]
-    return parts
