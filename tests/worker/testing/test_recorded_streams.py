@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import torch
 
@@ -28,3 +29,10 @@ def test_an_event_is_done_when_all_its_holds_are_released() -> None:
     assert not event.is_done()
     holds[1].release()
     assert event.is_done()
+
+
+def test_an_event_is_done_when_its_time_has_come() -> None:
+    event = RecordedEvent({}, frozenset(), time=time.monotonic() + 60)
+    assert not event.is_done()
+    assert event.seconds_left() > 0
+    assert RecordedEvent({}, frozenset(), time=time.monotonic()).is_done()

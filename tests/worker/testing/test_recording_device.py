@@ -508,3 +508,40 @@ def test_a_right_program_is_clean_and_with_one_seam_left_out_as_brute_force_says
     if right.seams:
         worse = Written(choices, left_out=data.draw(st.integers(0, right.seams - 1)))
         assert (worse.device.violations == []) == is_ordered(worse.steps)
+
+
+def test_what_sleeps_holds_up_what_is_behind_it() -> None:
+    with recording_device() as device:
+        place = torch.device("cuda", 0)
+        sleeper, behind, other = (device.new_stream(place) for _ in range(3))
+        device.sleep(sleeper, 0.5)
+        device.sleep(sleeper, 0.5)
+        asleep = device.record(sleeper)
+        device.wait(behind, asleep)
+        assert not device.is_done(device.record(behind))
+        assert device.is_done(device.record(other))
+        device.drain_device(place)
+        assert device.is_done(asleep)
+        assert device.is_done(device.record(behind))
+
+
+def test_the_current_device_is_each_threads() -> None:
+    with recording_device() as device:
+        device.current_device = 1
+        assert device.exact("cuda") == torch.device("cuda", 1)
+        of_another: list[torch.device] = []
+        thread = threading.Thread(target=lambda: of_another.append(device.exact("cuda")))
+        thread.start()
+        thread.join(10)
+        assert of_another == [torch.device("cuda", 0)]
+        with pytest.raises(RuntimeError, match="invalid device ordinal"):
+            device.current_device = 2
+
+
+@pytest.mark.parametrize("non_blocking", [False, True])
+def test_a_blocking_copy_from_the_host_is_seen_to_its_end(non_blocking: bool) -> None:
+    device, place = RecordingDevice(), torch.device("cuda", 0)
+    on_device = device.empty(2, place).copy_(torch.ones(2, dtype=torch.uint8), non_blocking=non_blocking)
+    with device.use([device.new_stream(place)]):
+        assert on_device.tolist() == [1, 1]
+    assert bool(device.violations) is non_blocking
