@@ -104,6 +104,7 @@ def cycles_per_second(device: int) -> float:
 
 def warm(tensor: torch.Tensor) -> None:
     cycles_per_second(tensor.get_device())
+    tensor + 1  # a kernel is loaded when it is first used, and the driver may wait with that for what runs
 
 
 def slowly(tensor: torch.Tensor) -> torch.Tensor:

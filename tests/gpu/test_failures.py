@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ def allocate(size: int) -> torch.Tensor:
 
 
 def limit(fraction: float) -> None:
+    gc.collect()  # what it frees later would be there to be allocated again
     torch.cuda.empty_cache()
     for index in range(torch.cuda.device_count()):
         torch.cuda.set_per_process_memory_fraction(fraction, index)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.gpu.paths import shares_memory
-from tests.gpu.scenarios import World, echo, until
+from tests.gpu.scenarios import World, double, echo, until
 
 KERNEL_SECONDS = 2.0
 _after_kernel: list[torch.cuda.Event] = []
@@ -57,7 +57,10 @@ def kernel_runs() -> bool:
 @pytest.fixture
 def sent(world: World) -> torch.Tensor:
     assert world.agent.rpc_sync("there", calibrated)
-    return torch.ones(1 << 20, device="cuda:0")
+    tensor = torch.ones(1 << 20, device="cuda:0")
+    # A kernel is loaded when it is first used, and the driver may wait with that for what runs.
+    assert bool((world.agent.rpc_sync("there", double, (tensor,)) * 2 + 1 == 5).all())
+    return tensor
 
 
 def test_a_future_completes_while_the_kernel_runs_and_wait_blocks(world: World, sent: torch.Tensor) -> None:
@@ -92,8 +95,9 @@ def test_by_the_host_a_future_completes_with_its_data(world: World, sent: torch.
 def test_a_kernel_of_the_callers_holds_up_nobody(world: World) -> None:
     """The argument is behind it, and so the result; the call is made and small ones pass meanwhile."""
     cycles_per_second()
+    shares_memory(world.agent, "there", world.device)  # whose memory is mapped then
     with torch.cuda.stream(torch.cuda.Stream()):
-        argument = torch.zeros(1 << 20, device="cuda:0")
+        argument = torch.ones(1 << 20, device="cuda:0")  # loads the kernel that fills it again
         enqueue_kernel()
         argument.fill_(3)
         written = torch.cuda.Event()

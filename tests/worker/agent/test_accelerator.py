@@ -175,6 +175,14 @@ def test_a_function_for_which_there_are_no_streams_is_answered_with_the_error(
     assert device.to_host(agent.rpc_sync("s0", double, (tensor,))).tolist() == [2.0, 4.0]
 
 
+_breaks = threading.Event()
+
+
+def use_and_break(tensor: torch.Tensor) -> None:
+    tensor + 1
+    _breaks.set()
+
+
 def test_arguments_are_not_freed_by_a_worker_whose_device_has_failed(
     device: RecordingDevice, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,9 +193,19 @@ def test_arguments_are_not_freed_by_a_worker_whose_device_has_failed(
     tensor = device.tensor([1.0, 2.0])
     agent.rpc_sync("s0", use, (tensor, None))
     assert not kept
-    fails_with(monkeypatch, device, "is_done")
-    agent.rpc_sync("s0", use, (tensor, None))
-    monkeypatch.undo()
+    record = device.record
+
+    def record_until_broken(stream: object) -> object:
+        if _breaks.is_set():
+            raise RuntimeError(BROKEN)
+        return record(stream)
+
+    monkeypatch.setattr(device, "record", record_until_broken)
+    try:
+        agent.rpc_sync("s0", use_and_break, (tensor,))
+        until(lambda: bool(kept))
+    finally:
+        _breaks.clear()
     [[argument]] = kept
     assert argument.nbytes == tensor.nbytes
 

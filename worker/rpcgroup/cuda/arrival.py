@@ -112,8 +112,7 @@ class Arrival:
         if self._settled:
             return None
         self._settled = True
-        for device, stream in self._streams.items():
-            keep_where_failed(self._runtime, stream, [t for t in self._targets if t.device == device])
+        keep_where_failed(self._runtime, self._streams.values(), self._targets)
         self._targets = []
         return partial(self._failed, exc)
 

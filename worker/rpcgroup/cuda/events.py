@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rpcgroup.cuda.failed import has_failed, keep
+from rpcgroup.cuda.failed import keep_where_failed
 from rpcgroup.cuda.runtime import Event, Runtime
 
 __all__ = ["Events"]
@@ -80,8 +80,8 @@ class Events:
 
     def keep_where_failed(self) -> None:
         """The tensors, where one of their devices has; see `rpcgroup.cuda.failed`."""
-        if any(has_failed(self._runtime, event) for event in self._events.values()):
-            keep(self.tensors)
+        runtime = self._runtime
+        keep_where_failed(runtime, map(runtime.current_stream, self._events), self.tensors)
 
     @contextmanager
     def callback(self, devices: Iterable[torch.device], priority: int) -> Iterator[None]:

@@ -9,34 +9,25 @@ Source: `insert_events` of torch's caching allocator (`c10/cuda/CUDACachingAlloc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
-from rpcgroup.cuda.runtime import Event, Runtime, Stream
+from rpcgroup.cuda.runtime import Runtime, Stream
 
-__all__ = ["has_failed", "keep_where_failed"]
+__all__ = ["keep", "keep_where_failed"]
 
 _kept: Final[list[object]] = []
-"""For as long as the process lives."""
-
-
-def has_failed(runtime: Runtime, event: Event) -> bool:
-    """Whether the event's device has; what was enqueued behind it counts, too. Does not block."""
-    try:
-        runtime.is_done(event)
-    except Exception:
-        return True
-    return False
-
-
-def keep_where_failed(runtime: Runtime, stream: Stream, things: object) -> None:
-    """`things` have memory of the stream's device, and are about to be dropped."""
-    try:
-        failed = has_failed(runtime, runtime.record(stream))
-    except Exception:
-        failed = True
-    if failed:
-        _kept.append(things)
 
 
 def keep(things: object) -> None:
+    """For as long as the process lives."""
     _kept.append(things)
+
+
+def keep_where_failed(runtime: Runtime, streams: Iterable[Stream], things: object) -> None:
+    """`things` are about to be dropped, and have memory that these streams have used. Does not block."""
+    try:
+        for stream in streams:
+            runtime.record(stream)
+    except Exception:
+        keep(things)
