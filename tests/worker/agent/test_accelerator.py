@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rpcgroup.agent.agent import Agent
 from rpcgroup.cuda import failed
 from rpcgroup.errors import DevicePlacementError, JoinError
 from rpcgroup.testing.cluster import LocalCluster
@@ -215,6 +217,75 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, device: RecordingDevice, method:
         raise RuntimeError(BROKEN)
 
     monkeypatch.setattr(device, method, fail)
+
+
+def first(tensor: torch.Tensor, _: object) -> torch.Tensor:
+    return tensor
+
+
+def owned_with(tensor: torch.Tensor) -> tuple[object, torch.Tensor]:
+    """A reference that is owned where this runs, and a tensor."""
+    return current_agent().references.create(5), tensor + 1
+
+
+_callees: list[Agent] = []
+
+
+def current_agent() -> Agent:
+    (agent,) = _callees
+    return agent
+
+
+def let_go(cluster: LocalCluster, owner: str) -> bool:
+    gc.collect()  # an exception's traceback may hold a reference
+    for name in cluster:
+        cluster.agent(name).references.reap()
+    return cluster.agent(owner).references.counts().owner_rrefs == 0
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_references_come_back_from_a_call_whose_tensors_find_no_memory(
+    device: RecordingDevice, cluster: LocalCluster, in_context: bool
+) -> None:
+    agent = cluster.agent("t0")
+    mine = agent.references.create(5)
+    context = agent.autograd.new_context() if in_context else None
+    try:
+        sent = device.tensor([1.0, 2.0]).requires_grad_()
+        device.fail_next("empty", torch.OutOfMemoryError("CUDA out of memory"))
+        with pytest.raises(torch.OutOfMemoryError):
+            agent.rpc_sync("s0", first, (sent, mine), timeout=PATIENCE)
+    finally:
+        if context is not None:
+            agent.autograd.release(context.id)
+    del mine
+    until(lambda: let_go(cluster, "t0"))
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_references_come_back_from_an_answer_whose_tensors_find_no_memory(
+    device: RecordingDevice, cluster: LocalCluster, in_context: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = cluster.agent("t0")
+    _callees[:] = [cluster.agent("s0")]
+    sent = device.tensor([1.0, 2.0]).requires_grad_()
+    empty = device.empty
+
+    def none_for_answers(size: int, on: torch.device) -> torch.Tensor:
+        if on == ZERO:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(size, on)
+
+    monkeypatch.setattr(device, "empty", none_for_answers)
+    context = agent.autograd.new_context() if in_context else None
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            agent.rpc_sync("s0", owned_with, (sent,), timeout=PATIENCE)
+    finally:
+        _callees.clear()
+        if context is not None:
+            agent.autograd.release(context.id)
+    until(lambda: let_go(cluster, "s0"))
 
 
 # -- shared memory -------------------------------------------------------------------------------------------

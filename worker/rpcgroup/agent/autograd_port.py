@@ -22,7 +22,7 @@ from rpcgroup.autograd.streams import ContextStreams
 from rpcgroup.cuda.events import Events
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.futures import Future
-from rpcgroup.wire.codec import FORMAT_MASK, Encoded
+from rpcgroup.wire.forms import FORMAT_MASK, Encoded
 from rpcgroup.wire.exceptions import describe_exception
 from rpcgroup.wire.frames import Body
 from rpcgroup.wire.messages import MessageType

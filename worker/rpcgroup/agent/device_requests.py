@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from rpcgroup.agent.accelerator import Accelerator
 from rpcgroup.agent.session import Session
-from rpcgroup.autograd.messages import head_of
+from rpcgroup.autograd.messages import head_of, unwrap
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.sharing import answer_probe
 from rpcgroup.errors import RemoteProtocolError, RpcGroupError
@@ -79,8 +79,10 @@ class DeviceRequests:
         if kind == MessageType.BACKWARD_AUTOGRAD_REQ:
             self._agent.autograd.report(head_of(body), error)
         else:
-            self._decline(session, flags, body)
+            if kind == MessageType.FORWARD_AUTOGRAD_REQ and body is not None:
+                body = unwrap(body)
             self._fail(session, id, error)
+            self._decline(session, flags, body)
 
     def _tensor_chunk(self, session: Session, frame: Frame) -> None:
         assert session.transfers is not None

@@ -32,7 +32,7 @@ from rpcgroup.errors import (
     SerializationError,
 )
 from rpcgroup.rref.uses import AsyncResult
-from rpcgroup.wire.codec import FORMAT_MASK
+from rpcgroup.wire.forms import FORMAT_MASK
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.functions import load_function

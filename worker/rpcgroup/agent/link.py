@@ -301,10 +301,7 @@ class Link:
             if call is not None:
                 call.complete(frame)
             else:
-                _, flags, _, _, _, body = frame
-                if kind == _AUTOGRAD_RESPONSE and body is not None:
-                    body = unwrap(body)
-                self.peer.forks.decline(self._codec.references_in(flags, body))
+                self._decline(frame)
         elif kind == _GOODBYE:
             self.leaving = True
         elif kind in self._transfer_handlers:
@@ -313,6 +310,13 @@ class Link:
             _log.warning("%s sent a message of kind %d where answers are expected", self.peer.name, kind)
         if self.leaving:
             self.channel.send_acknowledgement()  # no call of mine will carry it, and the leaver waits for it
+
+    def _decline(self, frame: Frame) -> None:
+        """The references of an answer that nobody will look at."""
+        kind, flags, _, _, _, body = frame
+        if kind == _AUTOGRAD_RESPONSE and body is not None:
+            body = unwrap(body)
+        self.peer.forks.decline(self._codec.references_in(flags, body))
 
     def _hold_answer(self, frame: Frame) -> None:
         """An answer with tensors for devices."""
@@ -323,6 +327,7 @@ class Link:
         call = self.pending.pop(frame[2], None)
         if call is not None:
             self._fail_call(call, error)
+        self._decline(frame)
 
     def expect_eager(self) -> None:
         """A pending call has got a callback: read its answer as soon as it is here."""

@@ -17,7 +17,7 @@ from rpcgroup.devices import DevicePlacement
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
 from rpcgroup.transport.channel import Channel
-from rpcgroup.wire.codec import Encoded
+from rpcgroup.wire.forms import Encoded
 from rpcgroup.wire.frames import HEADER, pack_frame
 from rpcgroup.wire.handshake import Identity
 from rpcgroup.wire.messages import MessageType
