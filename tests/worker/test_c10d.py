@@ -91,6 +91,13 @@ def test_what_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store(f"tcp://127.0.0.1:{free_port()}", 1, 2, 0.5)
 
 
+def test_an_environment_that_makes_no_sense_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "abc")
+    with pytest.raises(RendezvousError, match=r"in the environment: MASTER_ADDR=localhost, MASTER_PORT=abc"):
+        open_store("env://", 0, 1, TIMEOUT)
+
+
 def test_a_torch_without_distributed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(dist, "is_available", lambda: False)
     with pytest.raises(RendezvousError, match="built without"):

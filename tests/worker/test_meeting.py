@@ -18,7 +18,7 @@ from rpcgroup import c10d, contract
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.c10d import dist
 from rpcgroup.environment import Environment
-from rpcgroup.errors import GroupError, JoinError
+from rpcgroup.errors import GroupError, JoinError, RendezvousError
 from rpcgroup.meeting import meet, patience
 from rpcgroup.membership.memory import MemoryRendezvous
 from rpcgroup.membership.record import MemberRecord
@@ -109,6 +109,14 @@ def test_each_kind_of_place() -> None:
 def test_a_rank_beyond_the_world_size_is_refused_before_anybody_is_asked() -> None:
     with pytest.raises(JoinError, match="rank 5 is none of 0 to 1, the ranks of world_size 2"):
         meet("tcp://127.0.0.1:1", None, 5, 2, 60.0)
+
+
+@pytest.mark.parametrize("place", ["htp://x", "localhost:2379", ""])
+def test_what_is_no_place_is_answered_with_those_there_are(place: str) -> None:
+    with pytest.raises(
+        RendezvousError, match=r"init_method='.*' is no place to meet: expected etcd://.* or env://"
+    ):
+        meet(place, None, 0, 1, PATIENCE)
 
 
 def test_a_store_wins_over_a_url() -> None:

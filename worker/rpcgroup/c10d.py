@@ -18,6 +18,8 @@ from rpcgroup.membership.store.identity import store_identity
 
 __all__ = ["OpenStore", "is_init_method", "next_static", "open_store", "prefixed", "store_host"]
 
+VARIABLES: Final = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+"""What torch reads for `env://`."""
 DYNAMIC: Final = -1
 dist: Any = torch.distributed  # its stub exports nothing of this, and a torch may be built without it
 _lock = threading.Lock()  # guards the two below
@@ -57,7 +59,7 @@ def open_store(init_method: str, rank: int, world_size: int | None, timeout: flo
         rendezvous = dist.rendezvous(url, timeout=timedelta(seconds=timeout))
         store, found, _ = next(rendezvous)
     except ValueError as exc:
-        raise RendezvousError(f"cannot meet at {init_method}: {exc}") from exc
+        raise RendezvousError(f"cannot meet at {init_method}: {exc}{_environment(url)}") from exc
     except RuntimeError as exc:
         raise RendezvousUnavailableError(f"cannot meet at {init_method}: {exc}") from exc
     global _rendezvous
@@ -92,6 +94,14 @@ def store_host(store: Any) -> tuple[str, int] | None:
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
     return (store.host, store.port) if hasattr(store, "host") else None
+
+
+def _environment(url: str) -> str:
+    """What torch has read there, for it does not say of which variable it complains."""
+    if urlsplit(url).scheme != "env":
+        return ""
+    read = (f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
+    return f" (in the environment: {', '.join(read) or 'none of ' + ', '.join(VARIABLES)})"
 
 
 def _with_query(init_method: str, rank: int, world_size: int | None) -> str:

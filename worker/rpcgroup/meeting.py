@@ -13,13 +13,13 @@ from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.options import AgentOptions
 from rpcgroup.c10d import is_init_method, next_static, open_store, prefixed, store_host
 from rpcgroup.environment import Environment, has_secret, own_address, read_secret, read_tls_files
-from rpcgroup.errors import GroupError, JoinError
+from rpcgroup.errors import GroupError, JoinError, RendezvousError
 from rpcgroup.membership.rendezvous import Rendezvous
 from rpcgroup.membership.store.client import Store, StoreClient
 from rpcgroup.membership.store.dynamic import DynamicRendezvous
 from rpcgroup.membership.store.identity import group_identity, group_secret, has_group
 from rpcgroup.membership.store.static import StaticRendezvous
-from rpcgroup.membership.url import open_rendezvous, parse_rendezvous_url
+from rpcgroup.membership.url import SCHEMES, open_rendezvous, parse_rendezvous_url
 from rpcgroup.transport.base import Transport
 from rpcgroup.transport.credentials import TlsCredentials
 from rpcgroup.transport.memory import MemoryTransport
@@ -32,6 +32,8 @@ WITHOUT_TIMEOUT: Final = 1800.0
 """Seconds; torch's for process groups."""
 LEAST_PATIENCE: Final = 5.0
 """Seconds in any case: processes do not start at one moment."""
+PLACES: Final = "etcd://HOST:PORT/NAMESPACE/GROUP, file:///PATH, tcp://HOST:PORT or env://"
+"""For errors: where a program can meet."""
 _memory_transport = MemoryTransport()
 
 
@@ -80,6 +82,8 @@ def meet(init_method: str, store: Store | None, rank: int, world_size: int | Non
     a rank that is none of the group.
     """
     if store is None and not is_init_method(init_method):
+        if init_method.partition("://")[0] not in SCHEMES:
+            raise RendezvousError(f"init_method={init_method!r} is no place to meet: expected {PLACES}")
         return _meet_at_url(init_method, rank)
     if world_size is not None and rank >= world_size:
         raise JoinError(f"rank {rank} is none of 0 to {world_size - 1}, the ranks of world_size {world_size}")

@@ -23,7 +23,7 @@ from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.faults import Cut, FaultyTransport
 from rpcgroup.transport.memory import MemoryTransport
 from rpcgroup.transport.tcp import TcpTransport
-from rpcgroup.wire.codec import NOTHING, Encoded
+from rpcgroup.wire.forms import NOTHING, Encoded
 from rpcgroup.wire.frames import pack_frame
 
 PATIENCE = 60.0

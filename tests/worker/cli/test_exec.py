@@ -29,10 +29,12 @@ def test_without_the_dashes_the_programs_options_are_the_programs() -> None:
     assert answer.stdout == "['--lr=1']\n"
 
 
-@pytest.mark.parametrize("program", ["no-such-program", "/etc/hostname"])
-def test_what_cannot_be_run_is_an_error_in_a_line(program: str) -> None:
+@pytest.mark.parametrize(
+    ("program", "code"), [("no-such-program", 127), ("/no/such", 127), ("/etc/hostname", 126)]
+)
+def test_what_cannot_be_run_is_an_error_in_a_line(program: str, code: int) -> None:
     answer = rpcgroup("--", program)
-    assert answer.returncode == 1
+    assert answer.returncode == code
     assert answer.stderr.startswith("error: ")
     assert program in answer.stderr
     assert len(answer.stderr.splitlines()) == 1

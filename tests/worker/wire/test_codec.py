@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rpcgroup.errors import MessageTooLargeError, RemoteProtocolError, SerializationError
-from rpcgroup.wire.codec import FORMAT_MASK, NOTHING, OBJECTS, PICKLE, TENSORS, Codec, Encoded
+from rpcgroup.wire.codec import Codec
+from rpcgroup.wire.forms import FORMAT_MASK, NOTHING, OBJECTS, PICKLE, TENSORS, Encoded
 from rpcgroup.wire.frames import Body
 
 Point = collections.namedtuple("Point", "x y")
@@ -337,7 +338,7 @@ def test_buffers_do_not_count() -> None:
 
 @pytest.mark.parametrize("kind", ["tensors", "arrays"])
 def test_more_large_objects_than_a_frame_can_count(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("codec", "tensors"):
+    for module in ("codec", "objects", "tensors"):
         monkeypatch.setattr(f"rpcgroup.wire.{module}.MAX_BUFFERS", 3)
     sent = [torch.full((5000,), n, dtype=torch.int64) for n in range(5)]
     values = sent if kind == "tensors" else [t.numpy() for t in sent]

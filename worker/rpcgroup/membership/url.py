@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Final
 
 from rpcgroup import contract
 from rpcgroup.errors import RendezvousError
 from rpcgroup.membership.etcd.credentials import EtcdCredentials
 from rpcgroup.membership.rendezvous import Rendezvous
 
-__all__ = ["RendezvousUrl", "open_rendezvous", "parse_rendezvous_url"]
+__all__ = ["SCHEMES", "RendezvousUrl", "open_rendezvous", "parse_rendezvous_url"]
 
-DEFAULT_ETCD_PORT = 2379
+SCHEMES: Final = ("etcd", "memory")
+DEFAULT_ETCD_PORT: Final = 2379
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ def parse_rendezvous_url(url: str) -> RendezvousUrl:
     """Raises `RendezvousError` that names the part at fault and the form that is expected."""
     scheme, separator, rest = url.partition("://")
     places, *path = rest.split("/")
-    if not separator or scheme not in ("etcd", "memory"):
+    if not separator or scheme not in SCHEMES:
         raise _error(url, "it begins with neither etcd:// nor memory://")
     if any(mark in rest for mark in "?#@"):
         raise _error(url, "options and credentials do not stand in the URL")

@@ -17,7 +17,7 @@ import torch
 
 from rpcgroup.errors import FunctionNotFoundError
 from rpcgroup.rref.rref import RRef
-from rpcgroup.wire.codec import register_reducer
+from rpcgroup.wire.objects import register_reducer
 from rpcgroup.wire.scripts import SCRIPTED_MODULES, reduce_script_module
 
 __all__ = ["PythonUDF", "RPCExecMode", "RemoteException", "deserialize", "serialize"]
