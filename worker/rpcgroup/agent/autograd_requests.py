@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rpcgroup.agent.device_requests import events_of
 from rpcgroup.agent.session import Session
 from rpcgroup.autograd.messages import head_of, read_head, unwrap
-from rpcgroup.wire.forms import FORMAT_MASK
 from rpcgroup.wire.exceptions import rebuild_exception
+from rpcgroup.wire.forms import FORMAT_MASK
 from rpcgroup.wire.frames import Frame
 from rpcgroup.wire.messages import MessageType
 

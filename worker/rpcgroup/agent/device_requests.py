@@ -12,7 +12,7 @@ from rpcgroup.autograd.messages import head_of, unwrap
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.sharing import answer_probe
 from rpcgroup.errors import RemoteProtocolError, RpcGroupError
-from rpcgroup.wire.codec import FORMAT_MASK
+from rpcgroup.wire.forms import FORMAT_MASK
 from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.messages import MessageType
 from rpcgroup.wire.payloads import ON_DEVICE

@@ -25,8 +25,8 @@ from rpcgroup.errors import (
 )
 from rpcgroup.transport.base import Stream
 from rpcgroup.transport.channel import Channel
-from rpcgroup.wire.codec import FORMAT_MASK, Encoded
 from rpcgroup.wire.exceptions import rebuild_exception
+from rpcgroup.wire.forms import FORMAT_MASK, Encoded
 from rpcgroup.wire.frames import HEADER, Body, Frame, pack_frame
 from rpcgroup.wire.functions import FunctionNumbers, describe_function, require_callable
 from rpcgroup.wire.messages import MessageType
