@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
-from rpcgroup.cuda import torch_ipc
+from rpcgroup.cuda import failed, torch_ipc
 from rpcgroup.cuda.torch_ipc import TorchIpc
 
 
@@ -193,6 +193,8 @@ def test_nothing_stays_mapped_of_a_peer_that_is_gone(sharing: Sharing) -> None:
     assert opened.tolist() == list(range(100))  # which is being read
     del opened
     assert sharing.storages[0]() is None
+    ipc.open(TorchIpc().export(torch.arange(100, dtype=torch.uint8)).blob)  # that was under way
+    assert sharing.storages[1]() is None
     ipc.close()
 
 
@@ -200,13 +202,14 @@ def test_a_device_that_has_failed_is_not_asked_to_unmap(
     sharing: Sharing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch ends the process where that fails."""
+    kept: list[object] = []
+    monkeypatch.setattr(failed, "_kept", kept)
     ipc = TorchIpc()
     ipc.open(TorchIpc().export(torch.zeros(100, dtype=torch.uint8)).blob)
     monkeypatch.setattr(FakeStream, "failure", RuntimeError("CUDA error: device-side assert triggered"))
     ipc.close()
     gc.collect()
-    assert sharing.storages[0]() is not None
-    torch_ipc._stay_mapped.clear()
+    assert kept and sharing.storages[0]() is not None
 
 
 def test_a_device_that_is_not_here_is_refused(sharing: Sharing) -> None:

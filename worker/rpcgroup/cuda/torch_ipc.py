@@ -18,6 +18,7 @@ import torch
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
+from rpcgroup.cuda.failed import keep
 from rpcgroup.cuda.ipc import Export
 from rpcgroup.cuda.runtime import Event
 
@@ -37,7 +38,8 @@ and so does `Export.end`; a count below 0 is taken for a large one, and the memo
 
 class TorchIpc:
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _mapped, and that no two threads map the same
+        self._lock = threading.Lock()  # guards _mapped, _closed, and that no two threads map the same
+        self._closed = False
         self._mapped: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         """Allocations of the peer by their handles, that used last at the end. To map one takes longer than most
         copies, and to unmap it may wait for the whole device, with the interpreter's lock held."""
@@ -91,18 +93,17 @@ class TorchIpc:
                     device.index, handle, end, 0, _NO_COUNTER, 0, b"", False
                 )
                 mapped = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
-            self._mapped[handle] = mapped
+            if not self._closed:
+                self._mapped[handle] = mapped
             surplus = [self._mapped.popitem(last=False)[1] for _ in range(len(self._mapped) - MAPPED)]
         _unmap(surplus)
         return mapped
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             mapped, self._mapped = list(self._mapped.values()), OrderedDict()
         _unmap(mapped)
-
-
-_stay_mapped: Final[list[torch.Tensor]] = []
 
 
 def _unmap(mapped: list[torch.Tensor]) -> None:
@@ -112,7 +113,7 @@ def _unmap(mapped: list[torch.Tensor]) -> None:
             stream: Any = torch.cuda.Stream(mapped[-1].device)  # type: ignore[no-untyped-call]
             stream.synchronize()
         except Exception:
-            _stay_mapped.extend(mapped)  # the device has failed, and torch would end the process
+            keep(mapped)  # the device has failed, and torch would end the process
             return
         with torch.cuda.stream(stream):  # torch waits for the current one, which may have much to do
             mapped.pop()
