@@ -120,7 +120,7 @@ def test_the_longest_names_and_the_largest_lists_are_taken(access: Access) -> No
     """Rules have a budget while they run, too."""
     roles = [{"name": f"{'r' * 28}{n:02}", "replicas": 0, "template": TEMPLATE} for n in range(64)]
     maps = [
-        {"from": a["name"], "to": b["name"], "devices": {f"cuda:{n}": f"cuda:{n}" for n in range(8)}}
+        {"from": a["name"], "to": b["name"], "devices": {f"cuda:{n}": f"cuda:{n}" for n in range(32)}}
         for a in roles[:16]
         for b in roles[-16:]
     ]

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rpcgroup.control.model import CONTROLLER, DNS_LABEL, RPCGroup
+from rpcgroup.control.model import CONTROLLER, DEVICE, DNS_LABEL, RPCGroup
 from rpcgroup.control.rules import contradictions
 from rpcgroup.errors import ManifestError
 
@@ -112,6 +112,7 @@ EXPECTATIONS = {
 }
 PATTERNS = {
     DNS_LABEL: "a DNS label (lower-case letters, digits and -, as in `digits-2`)",
+    DEVICE: "cpu or a device with its number (as in `cuda:0`)",
     CONTROLLER: "a domain and a path (as in `kueue.x-k8s.io/multikueue`)",
 }
 

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from rpcgroup.contract import DEFAULT_NAMESPACE, DEFAULT_ROLE
 
 __all__ = [
+    "DEVICE",
     "Container",
     "DeviceMap",
     "EnvVar",
@@ -58,6 +59,8 @@ def keyed(*keys: str) -> Any:
     return Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [*keys]})
 
 
+DEVICE = r"^(cpu|[a-z]+:[0-9]+)$"
+"""As torch writes them; devices without a number mean another one to each thread."""
 DnsLabel = Annotated[str, Field(max_length=63, pattern=DNS_LABEL)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Seconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -167,7 +170,7 @@ class DeviceMap(Model):
     """The role whose workers call."""
     to: DnsLabel
     """The role whose workers are called."""
-    devices: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
+    devices: Annotated[dict[str, Annotated[str, Field(max_length=31, pattern=DEVICE)]], Field(max_length=32)]
     """The caller's device -> the callee's, by torch's names, as in cuda:0: cuda:1."""
 
 

@@ -6,6 +6,7 @@ the API server. The manifests under `tests/cluster/invalid` are held against bot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from rpcgroup.contract import DEFAULT_ROLE
-from rpcgroup.control.model import PodSpec, Role, RollingUpdate, RPCGroup, RPCGroupSpec
+from rpcgroup.control.model import DEVICE, DeviceMap, PodSpec, Role, RollingUpdate, RPCGroup, RPCGroupSpec
 
 __all__ = ["RULES", "Rule", "contradictions"]
 
@@ -104,6 +105,11 @@ def unknown_callers(spec: RPCGroupSpec) -> Iterator[str]:
 
 def unknown_callees(spec: RPCGroupSpec) -> Iterator[str]:
     yield from (m.to for m in spec.device_maps if m.to not in role_names(spec))
+
+
+def devices_that_stand_for_two(device_map: DeviceMap) -> Iterator[str]:
+    if len(set(device_map.devices.values())) < len(device_map.devices):
+        yield "one that does"
 
 
 def replicas_over_limit(spec: RPCGroupSpec) -> Iterator[int]:
@@ -197,6 +203,22 @@ RULES: Final[Sequence[Rule]] = (
         found=unknown_callees,
         kept=f"!has(self.deviceMaps) || self.deviceMaps.all(m, {is_role('m.to')})",
         got=f'"{{self.deviceMaps.filter(m, !{is_role("m.to")})[0].to}}"',
+    ),
+    Rule(
+        of=DeviceMap,
+        field="devices",
+        expected="cpu or a device with its number, as in cuda:0, on both sides",
+        found=lambda device_map: (name for name in device_map.devices if not re.match(DEVICE, name)),
+        kept=f"self.devices.all(d, d.matches('{DEVICE}'))",
+        got=f"\"{{self.devices.map(d, d).filter(d, !d.matches('{DEVICE}'))[0]}}\"",
+    ),
+    Rule(
+        of=DeviceMap,
+        field="devices",
+        expected="no device to stand for two",
+        found=devices_that_stand_for_two,
+        kept="self.devices.all(d, !self.devices.exists(e, e != d && self.devices[e] == self.devices[d]))",
+        got="one that does",
     ),
     Rule(
         of=RPCGroupSpec,
