@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from rpcgroup.functions import async_execution
+from rpcgroup.futures import Future
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.recording_device import recording_device
 from rpcgroup.testing.recording_ipc import RecordingIpc
@@ -143,3 +146,64 @@ def test_a_copy_that_fails_is_the_callers_error(world: World) -> None:
 def test_an_event_that_fails_is_the_callers_error(world: World) -> None:
     """Where memory is shared, what cannot be exported goes by the host."""
     fails_with_a_cuda_error(world, "record")
+
+
+# What a call leaves behind whose answer brings nothing to wait for.
+
+
+class Weights:
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.clone()
+
+    def step(self) -> None:
+        self.tensor += 1
+
+    def step_and_count(self) -> int:
+        self.tensor += 1
+        return 1
+
+    def fail(self) -> None:
+        self.tensor += 1
+        raise ValueError("behind the step")
+
+    def scaled(self, by: torch.Tensor) -> torch.Tensor:
+        return self.tensor * by
+
+
+def test_what_a_call_has_changed_is_there_for_who_has_waited_for_it(world: World) -> None:
+    device = world.device
+    weights = world.agent.remote("there", Weights, (device.tensor([0.0]),))
+    for _ in range(3):
+        weights.rpc_sync().step()
+        weights.remote().step().to_here()
+        assert weights.rpc_sync().step_and_count() == 1
+        assert weights.remote().step_and_count().to_here() == 1
+        with pytest.raises(ValueError, match="behind the step"):
+            weights.rpc_sync().fail()
+        result = weights.rpc_async().scaled(device.tensor([2.0])).wait(non_blocking=True)
+    assert device.to_host(result).tolist() == [30.0]
+
+
+dropped = threading.Event()
+
+
+@async_execution
+def add_later(first: torch.Tensor, second: torch.Tensor) -> Future[torch.Tensor]:
+    weakref.finalize(second, dropped.set)
+    come: Future[torch.Tensor] = Future(devices=[first.device])
+    result = come.then(lambda done: done.wait() + second)
+    come.set_result(first * 1)
+    return result
+
+
+@pytest.mark.parametrize("kind", ["rpc_async", "remote"])
+def test_what_a_callback_uses_is_kept_until_the_device_has_used_it(kind: str, world: World) -> None:
+    device = world.device
+    dropped.clear()
+    one, two = device.tensor([1.0]), device.tensor([2.0])
+    hold = device.hold(world.target)
+    called = getattr(world.agent, kind)("there", add_later, (one, two))
+    assert dropped.wait(DEADLINE)
+    hold.release()
+    result = called.wait() if kind == "rpc_async" else called.to_here()
+    assert device.to_host(result).tolist() == [3.0]

@@ -13,6 +13,7 @@ from rpcgroup.cuda.arrival import Inlets
 from rpcgroup.cuda.completions import Completions
 from rpcgroup.cuda.events import Events
 from rpcgroup.cuda.extraction import device_tensors
+from rpcgroup.cuda.finished import Finished
 from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.cuda.sharing import Probes
 from rpcgroup.cuda.staging import PinnedPool
@@ -46,6 +47,7 @@ class Accelerator:
         self.inlets = Inlets(runtime)
         self.completions = Completions(runtime, later, submit)
         self.traffic = Traffic()
+        self._finished = Finished(runtime)
         self.devices: tuple[torch.device, ...] = ()
         """Those that calls to and from this worker use."""
         self._me = MemberRecord(name="")
@@ -102,7 +104,7 @@ class Accelerator:
 
     @contextmanager
     def streams(self, events: Events | None) -> Iterator[None]:
-        """This thread's current streams are fresh ones, behind the events of what came.
+        """This thread's current streams are fresh ones, behind the events of what came and what has `finished`.
 
         Where there is none to be had, because a device has failed, what came without tensors does without.
         """
@@ -110,6 +112,7 @@ class Accelerator:
             try:
                 behind = events or Events(self.runtime, {}, ())
                 entered.enter_context(behind.after(self.devices, self.priority))
+                self._finished.wait(self.devices)
             except Exception:
                 if events is not None:
                     events.keep_where_failed()
@@ -119,6 +122,17 @@ class Accelerator:
             finally:
                 if events is not None:
                     events.keep_where_failed()
+
+    def finished(self) -> None:
+        """A function has ended on this thread's current streams, and its caller is told so next.
+
+        For one whose result brings no tensors, which have events: what it has enqueued is before what runs later
+        here. Raises nothing.
+        """
+        try:
+            self._finished.add(self.devices)
+        except Exception:
+            pass  # a device has failed: who uses it next is told
 
     def brought(self, events: Events | None, decode: Callable[[], T]) -> tuple[T, Events | None]:
         """What `decode` gives of a message, and behind what it may be used: what it has `put` on devices, too.

@@ -22,8 +22,8 @@ from rpcgroup.autograd.streams import ContextStreams
 from rpcgroup.cuda.events import Events
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.futures import Future
-from rpcgroup.wire.forms import FORMAT_MASK, Encoded
 from rpcgroup.wire.exceptions import describe_exception
+from rpcgroup.wire.forms import FORMAT_MASK, Encoded
 from rpcgroup.wire.frames import Body
 from rpcgroup.wire.messages import MessageType
 from rpcgroup.wire.scripts import find_operator, is_scripted
@@ -274,10 +274,12 @@ class ForwardedSession:
     def adopt(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         return self.context.add_recv(self._message_id, self.peer.incarnation, False, tensors)
 
-    def answer_value(self, id: int, value: Any) -> None:
+    def answer_value(self, id: int, value: Any, finished: Callable[[], None] | None = None) -> None:
         sent: list[torch.Tensor] = []
         agent, peer = self.agent, self.peer
         encoded = agent.codec.encode((value,), self.forks, self.by_value, sent, self._session.placement)
+        if finished is not None and not encoded.payloads:
+            finished()
         if sent:
             message_id = agent.autograd.new_message_id()
             if self.context.add_send(message_id, peer.incarnation, None, sent):

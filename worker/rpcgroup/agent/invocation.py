@@ -32,8 +32,8 @@ from rpcgroup.errors import (
     SerializationError,
 )
 from rpcgroup.rref.uses import AsyncResult
-from rpcgroup.wire.forms import FORMAT_MASK
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
+from rpcgroup.wire.forms import FORMAT_MASK
 from rpcgroup.wire.frames import Body, Frame
 from rpcgroup.wire.functions import load_function
 from rpcgroup.wire.messages import MessageType
@@ -202,6 +202,8 @@ class Invocation:
         assert call is not None
         if servings:
             call = partial(run_served, call)
+        on_devices = self._agent.on_devices
+        finished = on_devices.finished if on_devices is not None else None
         try:
             if session.context is not None:
                 result = self._call_within(session.context, call, args, kwargs)
@@ -209,17 +211,23 @@ class Invocation:
                 result = call(*args, **kwargs) if kwargs else call(*args)
             self.served += 1
             if function.is_async:
-                self._answer_when_done(session, id, _as_future(result, function.call))
+                self._answer_when_done(session, id, _as_future(result, function.call), (args, kwargs))
             elif type(result) is AsyncResult:
-                self._answer_when_done(session, id, _as_future(result.future, None))
+                self._answer_when_done(session, id, _as_future(result.future, None), (args, kwargs))
             elif result is None:
+                if finished is not None:
+                    finished()
                 session.answer_nothing(id)
             else:
-                session.answer_value(id, result)
+                session.answer_value(id, result, finished)
         except BaseException as exc:
+            if finished is not None:
+                finished()
             self.fail(session, id, exc)
 
-    def _answer_when_done(self, session: Session, id: int, result: torch.futures.Future[Any]) -> None:
+    def _answer_when_done(
+        self, session: Session, id: int, result: torch.futures.Future[Any], used: Any
+    ) -> None:
         """The function was an `async_execution`: its future's value is the answer."""
 
         def answer(done: torch.futures.Future[Any]) -> None:
@@ -229,7 +237,33 @@ class Invocation:
                 self.fail(session, id, exc)
             session.channel.flush()
 
-        result.add_done_callback(answer)
+        self._when_done(result, used, answer)
+
+    def _when_done(
+        self,
+        result: torch.futures.Future[Any],
+        used: Any,
+        then: Callable[[torch.futures.Future[Any]], None],
+    ) -> None:
+        """`then(result)`; until then the tensors that the function has been given are kept on their devices.
+
+        It hands them to callbacks, and these run on streams that neither the function nor the allocator knows of.
+        """
+        on_devices = self._agent.on_devices
+        kept = None
+        if on_devices is not None:
+            kept = on_devices.events_of(used)
+            on_devices.finished()
+
+        def done(result: torch.futures.Future[Any]) -> None:
+            if kept is not None:
+                try:
+                    kept.wait()
+                except Exception:
+                    pass  # a device has failed, which the result tells
+            then(result)
+
+        result.add_done_callback(done)
 
     def _decode(
         self, session: Session, flags: int, number: int, body: Body | None, pending: list[Any]
@@ -307,7 +341,7 @@ class Invocation:
 
     def _run_remote_here(self, session: Session, frame: Frame) -> None:
         _, flags, id, number, _, body = frame
-        references = self._agent.references
+        references, on_devices = self._agent.references, self._agent.on_devices
         pending: list[Any] = []
         try:
             function, values, kwargs = self._decode(session, flags, number, body, pending)
@@ -347,13 +381,17 @@ class Invocation:
                     value = call(*args, **(kwargs or {}))
                 self.served += 1
                 if type(value) is AsyncResult:
-                    value.future.add_done_callback(own_result)
+                    self._when_done(_as_future(value.future, None), (args, kwargs), own_result)
                 elif function.is_async:
-                    _as_future(value, function.call).add_done_callback(own_result)
+                    self._when_done(_as_future(value, function.call), (args, kwargs), own_result)
                 else:
+                    if on_devices is not None and on_devices.events_of(value) is None:
+                        on_devices.finished()
                     references.set_value(rref, value)
                     answer()
             except BaseException as exc:
+                if on_devices is not None:
+                    on_devices.finished()
                 fail(exc)
 
         if pending:

@@ -103,9 +103,15 @@ class Session:
             self._paused = True
             self.agent.reactor.pause(self, True)
 
-    def answer_value(self, id: int, value: Any) -> None:
-        """Queue a result; the caller of the handler flushes. Raises `SerializationError`."""
-        self.answer(id, self.agent.codec.encode((value,), self.forks, self.by_value, None, self.placement))
+    def answer_value(self, id: int, value: Any, finished: Callable[[], None] | None = None) -> None:
+        """Queue a result; the caller of the handler flushes. Raises `SerializationError`.
+
+        `finished` is called first where it brings no tensors that stay on devices.
+        """
+        encoded = self.agent.codec.encode((value,), self.forks, self.by_value, None, self.placement)
+        if finished is not None and not encoded.payloads:
+            finished()
+        self.answer(id, encoded)
 
     def answer(self, id: int, encoded: Encoded, kind: int = _RESPONSE) -> None:
         """The same, of a value that is encoded already."""
