@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SOURCES := worker operator tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-chaos test-cluster test-gpu demo-cluster test-matrix check conformance conformance-all format exports crd install-manifest bench lock clean
+.PHONY: help run test test-chaos test-cluster test-gpu demo-cluster test-matrix check conformance conformance-emulated conformance-all format exports crd install-manifest bench lock clean
 
 help:
 	@echo "make run          the main job: a parameter server and elastic trainers on this machine, with a kill"
@@ -18,7 +18,8 @@ help:
 	@echo "make test-gpu     on a machine with a GPU: tests/gpu and PyTorch's own CUDA tests (docs/gpu.md)"
 	@echo "make demo-cluster the digits job as real pods on it, with a kill (needs root)"
 	@echo "make test-matrix  a smoke selection on the oldest and the newest Python and torch"
-	@echo "make conformance  PyTorch's own RPC suite on this package, by class; conformance-all: three times in a row"
+	@echo "make conformance  PyTorch's own RPC suite on this package, by class; conformance-all: three times in a row;"
+	@echo "                  conformance-emulated: its tests for CUDA alone, on emulated devices (docs/gpu.md)"
 	@echo "make check        format, lint, types, layers, public names"
 	@echo "make bench        beside torch RPC and a bare socket, in one run"
 	@echo "make format       format the code;  make exports  accept changed public names"
@@ -48,7 +49,11 @@ demo-cluster: $(READY)
 
 conformance: $(READY)
 	@$(BIN)/python -m tests.conformance $(ARGS)
+	@$(if $(ARGS),,$(MAKE) --no-print-directory conformance-emulated)
 	@$(BIN)/python -m pytest tests/conformance
+
+conformance-emulated: $(READY)
+	@$(BIN)/python -m tests.conformance --emulated --timeout 180 --results /tmp/rpcgroup-conformance-emulated $(ARGS)
 
 conformance-all: $(READY)
 	@for run in 1 2 3; do $(BIN)/python -m tests.conformance $(ARGS) || exit 1; done

@@ -196,6 +196,8 @@ def main(
     if stock:
         os.environ[ENV_STOCK] = "1"
     if emulated:
+        if stock:
+            raise click.UsageError("torch's own RPC is C++, and finds no emulated devices")
         os.environ[ENV_EMULATED] = "1"
         only = only or (ON_DEVICES,)
     results.mkdir(parents=True, exist_ok=True)
