@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -332,6 +333,56 @@ def test_tensors_go_by_shared_memory_once_a_probe_has_come_back_right(
     call_until(cluster, device, both_ways)
     assert traffic(cluster, "t0")["sent_host"]  # until then
     until(lambda: not ipc.shared)  # the last reader has released it
+
+
+_ran = threading.Event()
+
+
+def use_and_tell(tensor: torch.Tensor) -> None:
+    tensor + 1
+    _ran.set()
+
+
+def use_and_count(tensor: torch.Tensor) -> int:
+    use_and_tell(tensor)
+    return 1
+
+
+def use_and_fail(tensor: torch.Tensor) -> None:
+    use_and_tell(tensor)
+    raise ValueError("behind its use")
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+@pytest.mark.parametrize("function", [use_and_tell, use_and_count, use_and_fail])
+def test_what_was_sent_may_be_changed_once_the_call_has_been_answered(
+    device: RecordingDevice,
+    ipc: RecordingIpc,
+    cluster: LocalCluster,
+    function: Callable[[torch.Tensor], object],
+    in_context: bool,
+) -> None:
+    """As by the host: who pushes gradients and then sets them to zero does not know which way they went."""
+    call_until(cluster, device, lambda: bool(traffic(cluster, "t0")["sent_ipc"]))
+    agent = cluster.agent("t0")
+    before = traffic(cluster, "t0")["sent_ipc"]
+    tensor = device.tensor(torch.ones(LARGE), ZERO)
+    _ran.clear()
+    context = agent.autograd.new_context() if in_context else None
+    busy = device.hold(ONE)
+    try:
+        called = agent.rpc_async("s0", function, (tensor,), timeout=PATIENCE)
+        assert _ran.wait(PATIENCE) and traffic(cluster, "t0")["sent_ipc"] > before
+        assert agent.rpc_sync("s0", abs, (-1,)) == 1  # whose answer is behind that of the first
+        assert not called.done()
+    finally:
+        busy.release()
+        if context is not None:
+            agent.autograd.release(context.id)
+    with nullcontext() if function is not use_and_fail else pytest.raises(ValueError, match="its use"):
+        called.wait()
+    tensor.zero_()
+    device.check()
 
 
 def test_a_future_is_done_while_the_callees_stream_is_at_work(

@@ -153,6 +153,35 @@ def test_renewed_events_are_behind_what_was_done_since(device: RecordingDevice) 
     tensor += 1
 
 
+def test_they_precede_the_work_of_other_devices(device: RecordingDevice) -> None:
+    held = device.hold(ONE)
+    _, events = on_a_stream_of_its_own(device, ONE)
+    with device.use([device.new_stream(TWO)]):
+        events.precede([TWO, TWO])
+        assert not device.is_done(device.record(device.current_stream(TWO)))
+    assert not events.are_over()
+    held.release()
+    assert events.are_over()
+
+
+def test_they_are_over_where_the_device_has_failed(
+    device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(event: object) -> bool:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    _, events = on_a_stream_of_its_own(device)
+    monkeypatch.setattr(device, "is_done", fail)
+    assert events.are_over()
+
+
+def test_alone_they_keep_no_tensors(device: RecordingDevice) -> None:
+    tensor, events = on_a_stream_of_its_own(device)
+    alone = events.alone()
+    assert events.tensors == [tensor] and not alone.tensors and alone.devices == [ONE]
+    alone.synchronize()
+
+
 def test_what_a_device_fails_with_is_raised_as_it_is(device: RecordingDevice) -> None:
     tensor, events = on_a_stream_of_its_own(device)
     error = RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -69,7 +69,9 @@ class DeviceRequests:
         if id:
             session.begin(id)
         try:
-            session.transfers.hold(frame, partial(handler, session), partial(self._drop, session))
+            session.transfers.hold(
+                frame, partial(handler, session), partial(self._drop, session), session.borrow
+            )
         except RemoteProtocolError as exc:
             self._disconnect(session, exc)
 

@@ -13,6 +13,7 @@ import torch
 
 from rpcgroup.agent.forks import Forks
 from rpcgroup.autograd.context import DistAutogradContext
+from rpcgroup.cuda.events import Events
 from rpcgroup.devices import DevicePlacement
 from rpcgroup.errors import RemoteProtocolError
 from rpcgroup.transport.base import Stream
@@ -90,6 +91,8 @@ class Session:
         self._placement: DevicePlacement | None = None
         self.transfers = agent.connections.new_transfers(peer.name, peer.incarnation)
         """None in a process without devices."""
+        self._borrowed: dict[int, Events] = {}
+        """By requests: behind the copies of what they have brought out of memory that is the peer's."""
         self._unanswered: dict[int, None] = {}
         """Ids of the requests that wait or run. A dict, because counters lose updates between threads."""
         self._paused = False
@@ -120,6 +123,9 @@ class Session:
             self._queue(kind, flags, id, body, buffers)
             return
         assert self.transfers is not None
+        borrowed = self._borrowed.pop(id, None)
+        if borrowed is not None:
+            borrowed.precede(payload.data.device for payload in payloads)
         outgoing = self.transfers.outgoing(payloads)
         self._put(kind | ON_DEVICE, flags, id, outgoing.table + body, buffers)
         outgoing.start(ended=partial(self._end, id))  # until then it is in flight: who leaves waits for it
@@ -139,7 +145,30 @@ class Session:
         self._placement = accelerator.back_to(peer.record)
         return self._placement
 
+    def borrow(self, id: int, events: Events) -> None:
+        """A request has brought what is copied from the peer's memory: once answered, the peer may change that."""
+        self._borrowed[id] = events.alone()
+
+    def _is_put_off(self, id: int, answer: Callable[[], None]) -> bool:
+        """Until that has been copied, where that is not known."""
+        borrowed = self._borrowed.pop(id, None)
+        if borrowed is None or borrowed.are_over():
+            return False
+
+        def answer_then() -> None:
+            try:
+                borrowed.synchronize()
+            except Exception:
+                pass  # the device has failed, and copies no more
+            answer()
+            self.channel.flush()
+
+        self.agent.chores.submit(answer_then)
+        return True
+
     def answer_nothing(self, id: int) -> None:
+        if self._borrowed and self._is_put_off(id, partial(self.answer_nothing, id)):
+            return
         channel = self.channel
         channel.out.append(_pack_header(0, _RESPONSE, 0, 0, id, 0, 0, channel.acknowledgement()))
         self._end(id)
@@ -148,6 +177,8 @@ class Session:
         self._queue(_EXCEPTION, 1, id, described, None)
 
     def _queue(self, kind: int, flags: int, id: int, body: bytes, buffers: list[memoryview] | None) -> None:
+        if self._borrowed and self._is_put_off(id, partial(self._queue, kind, flags, id, body, buffers)):
+            return
         self._put(kind, flags, id, body, buffers)
         self._end(id)
 

@@ -22,7 +22,7 @@ from rpcgroup.errors import PeerUnreachableError, RpcGroupError
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.frames import Body, Frame, pack_frame
 from rpcgroup.wire.messages import MessageType
-from rpcgroup.wire.payloads import ON_DEVICE, pack_payloads, read_payloads
+from rpcgroup.wire.payloads import IPC, ON_DEVICE, pack_payloads, read_payloads
 from rpcgroup.wire.tensors import OnDevice
 
 if TYPE_CHECKING:
@@ -149,10 +149,15 @@ class Transfers:
     # -- in -----------------------------------------------------------------------------------------------
 
     def hold(
-        self, frame: Frame, deliver: Callable[[Frame], None], failed: Callable[[Frame, BaseException], None]
+        self,
+        frame: Frame,
+        deliver: Callable[[Frame], None],
+        failed: Callable[[Frame, BaseException], None],
+        borrow: Callable[[int, Events], None] = lambda id, events: None,
     ) -> None:
         """One of the two is called once, here or with a later frame: with what the frame is without its payloads.
 
+        Before `deliver`, `borrow` is told the id of a frame with payloads that are read from the sender's memory.
         Raises `RemoteProtocolError`.
         """
         kind, flags, id, number, timeout_ms, body = frame
@@ -162,6 +167,8 @@ class Transfers:
 
         def ready(events: Events) -> None:
             self._accelerator.traffic.add(self._peer, RECEIVED, payloads)
+            if id and any(payload.path == IPC for payload in payloads):
+                borrow(id, events)
             deliver((*rest, Body(body.data, start, body.buffers, events)))
 
         def lost(exc: BaseException) -> None:

@@ -49,6 +49,10 @@ class Events:
         """For the same tensors, behind what this thread's current streams have to do by now."""
         return Events.record(self._runtime, self.tensors, self._events)
 
+    def alone(self) -> Events:
+        """Without the tensors, which are not kept by it."""
+        return Events(self._runtime, self._events, ())
+
     @property
     def devices(self) -> list[torch.device]:
         return list(self._events)
@@ -66,6 +70,20 @@ class Events:
         """Block until the devices have done the work; raises what one has failed with."""
         for event in self._events.values():
             self._runtime.synchronize(event)
+
+    def are_over(self) -> bool:
+        """Whether the devices have done the work, or have failed and do no more."""
+        try:
+            return all(map(self._runtime.is_done, self._events.values()))
+        except Exception:
+            return True
+
+    def precede(self, devices: Iterable[torch.device]) -> None:
+        """Order this thread's current streams of these devices behind the events, whichever devices those are of."""
+        runtime = self._runtime
+        for stream in map(runtime.current_stream, dict.fromkeys(devices)):
+            for event in self._events.values():
+                runtime.wait(stream, event)
 
     def take_over(self, non_blocking: bool) -> None:
         """This thread waits for the value: its current streams do, and the host too unless `non_blocking`."""
