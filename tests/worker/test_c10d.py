@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from rpcgroup import c10d
-from rpcgroup.c10d import dist, is_init_method, next_static, open_store, prefixed, store_host
+from rpcgroup.c10d import (
+    dist,
+    is_init_method,
+    next_static,
+    open_store,
+    prefixed,
+    store_host,
+    store_place,
+)
 from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 
 TIMEOUT = 20.0
@@ -141,3 +149,11 @@ def test_a_dynamic_group_is_the_same_for_whoever_comes() -> None:
     prefixed(store, None).set("key", "1")
     prefixed(store, 2)
     assert prefixed(store, None).get("key") == b"1"
+
+
+def test_a_store_is_named_as_users_know_it(tmp_path: Path) -> None:
+    file = dist.PrefixStore("a", dist.PrefixStore("b", dist.FileStore(f"{tmp_path}/store", 1)))
+    assert store_place(file) == f"file://{tmp_path}/store"
+    assert store_place(dist.HashStore()) == "a HashStore"
+    served = dist.TCPStore("127.0.0.1", 0, 1, True)
+    assert store_place(dist.PrefixStore("a", served)) == f"tcp://127.0.0.1:{served.port}"

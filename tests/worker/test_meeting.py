@@ -86,6 +86,9 @@ def test_one_that_does_not_come_is_named_by_all_who_do(run: Run) -> None:
     assert reasons.pop(2) == ""
     (reason,) = set(reasons.values())
     assert reason.startswith("1 of 4 members did not come within 1.5 s: ranks 2; there are: w0 (rank 0)")
+    assert (
+        ". This worker waited at tcp://127.0.0.1:" in reason or ". This worker waited at file:///" in reason
+    )
 
 
 def test_nobody_waits_at_the_end_for_one_that_died(run: Run) -> None:

@@ -16,7 +16,15 @@ from rpcgroup.errors import RendezvousError, RendezvousUnavailableError
 from rpcgroup.membership.store.client import StoreClient
 from rpcgroup.membership.store.identity import store_identity
 
-__all__ = ["OpenStore", "is_init_method", "next_static", "open_store", "prefixed", "store_host"]
+__all__ = [
+    "OpenStore",
+    "is_init_method",
+    "next_static",
+    "open_store",
+    "prefixed",
+    "store_host",
+    "store_place",
+]
 
 VARIABLES: Final = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 """What torch reads for `env://`."""
@@ -91,9 +99,22 @@ def next_static(store: Any) -> Any:
 
 def store_host(store: Any) -> tuple[str, int] | None:
     """Where a TCPStore is served; None for the others."""
+    store = _innermost(store)
+    return (store.host, store.port) if hasattr(store, "host") else None
+
+
+def store_place(store: Any) -> str:
+    """For an error: which store it is."""
+    if served_at := store_host(store):
+        return "tcp://{}:{}".format(*served_at)
+    store = _innermost(store)
+    return f"file://{store.path}" if hasattr(store, "path") else f"a {type(store).__name__}"
+
+
+def _innermost(store: Any) -> Any:
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
-    return (store.host, store.port) if hasattr(store, "host") else None
+    return store
 
 
 def _environment(url: str) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from rpcgroup import contract
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.options import AgentOptions
-from rpcgroup.c10d import is_init_method, next_static, open_store, prefixed, store_host
+from rpcgroup.c10d import is_init_method, next_static, open_store, prefixed, store_host, store_place
 from rpcgroup.environment import Environment, has_secret, own_address, read_secret, read_tls_files
 from rpcgroup.errors import GroupError, JoinError, RendezvousError
 from rpcgroup.membership.rendezvous import Rendezvous
@@ -116,7 +116,9 @@ def _meet_over_store(store: Store, rank: int, world_size: int | None) -> Meeting
     _refuse_a_mixture(store, world_size)
     client = StoreClient(prefixed(store, world_size))
     return Meeting(
-        DynamicRendezvous(client) if world_size is None else StaticRendezvous(client, world_size),
+        DynamicRendezvous(client)
+        if world_size is None
+        else StaticRendezvous(client, world_size, store_place(store)),
         rank,
         world_size,
         group=lambda: f"c10d/{group_identity(client)}",

@@ -59,8 +59,10 @@ class StaticRendezvous:
 
     has_leases = False
 
-    def __init__(self, client: StoreClient, world_size: int) -> None:
+    def __init__(self, client: StoreClient, world_size: int, place: str = "") -> None:
+        """`place` is what users know the store by: who waits in vain may wait at another one than the rest."""
         self._client = client
+        self._place = place
         self._world_size = world_size
         self._kv = StoreKeyValue(client)
         self._rank = -1
@@ -90,7 +92,8 @@ class StaticRendezvous:
         verdict = self._come(mine, admit, timeout)
         self._heard(verdict)
         if verdict.failure:
-            raise JoinError(verdict.failure)
+            where = f". This worker waited at {self._place}" if verdict.missing and self._place else ""
+            raise JoinError(verdict.failure + where)
         members = {m.name: m for m in verdict.members}
         if members.get(mine.name) != mine:
             raise JoinError(f"the group is complete without {mine.name!r}, which would be rank {mine.id}")
