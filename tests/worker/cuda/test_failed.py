@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
+import weakref
+
 import pytest
 import torch
 
 from rpcgroup.cuda import failed
 from rpcgroup.cuda.failed import keep, keep_where_failed
+from rpcgroup.cuda.staging import PinnedPool
+from rpcgroup.cuda.torch_ipc import TorchIpc
 from rpcgroup.testing.recording_device import RecordingDevice
 
 
@@ -28,3 +33,14 @@ def test_what_is_dropped_is_kept_where_one_of_the_devices_gives_no_event(kept: l
 def test_it_may_have_been_found_out_already(kept: list[object]) -> None:
     keep("tensors")
     assert kept == ["tensors"]
+
+
+def test_a_forked_child_frees_nothing_that_needs_a_device() -> None:
+    used = [PinnedPool(RecordingDevice()), TorchIpc()]
+    refs = list(map(weakref.ref, used))
+    child = os.fork()
+    used.clear()
+    if child == 0:
+        os._exit(0 if all(ref() is not None for ref in refs) else 1)
+    assert all(ref() is None for ref in refs)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

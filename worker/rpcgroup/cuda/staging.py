@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import torch
 
+from rpcgroup.cuda.failed import keep_in_children
 from rpcgroup.cuda.runtime import Runtime
 from rpcgroup.wire.payloads import CHUNK
 
@@ -69,6 +70,7 @@ class PinnedPool:
     """
 
     def __init__(self, runtime: Runtime, limit: int = LIMIT, chunk: int = CHUNK) -> None:
+        keep_in_children(self)
         self._runtime = runtime
         self.chunk = chunk
         self._idle: deque[torch.Tensor] = deque()

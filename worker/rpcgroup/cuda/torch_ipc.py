@@ -18,7 +18,7 @@ import torch
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
-from rpcgroup.cuda.failed import keep
+from rpcgroup.cuda.failed import keep, keep_in_children
 from rpcgroup.cuda.ipc import Export
 from rpcgroup.cuda.runtime import Event
 
@@ -38,6 +38,7 @@ and so does `Export.end`; a count below 0 is taken for a large one, and the memo
 
 class TorchIpc:
     def __init__(self) -> None:
+        keep_in_children(self)
         self._lock = threading.Lock()  # guards _mapped, _closed, and that no two threads map the same
         self._closed = False
         self._mapped: OrderedDict[bytes, torch.Tensor] = OrderedDict()
