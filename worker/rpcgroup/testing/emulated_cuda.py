@@ -7,7 +7,7 @@
 
 The product's own implementation for CUDA runs over it, with what only the recording device can do in its place: see
 `EmulatedCuda`. torch's C++ knows of no device: sparse tensors, collectives and DDP, TorchScript, the profiler's device
-times, random generators of the devices and shared memory between processes are not emulated.
+times, and random generators of the devices are not emulated.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from rpcgroup.cuda.ipc import Ipc
 from rpcgroup.cuda.runtime import use_runtime
 from rpcgroup.cuda.torch_cuda import TorchCuda
 from rpcgroup.testing.device_tensor import DeviceTensor
+from rpcgroup.testing.emulated_ipc import EmulatedIpc
 from rpcgroup.testing.emulated_streams import Event, Stream
 from rpcgroup.testing.emulated_tensors import emulate_tensors
 from rpcgroup.testing.recording_device import RecordingDevice
@@ -35,15 +37,15 @@ _POOL = 32
 
 
 class EmulatedCuda(TorchCuda):
-    """The `Runtime` of CUDA, save for pinned memory, which the recording device watches."""
+    """The `Runtime` of CUDA, save for memory that others have a part in: pinned, and shared between processes."""
 
     tensor_type: type[torch.Tensor] = DeviceTensor
 
     def __init__(self, recorder: RecordingDevice) -> None:
         self._recorder = recorder
 
-    def ipc(self) -> None:  # type: ignore[override]
-        return None
+    def ipc(self) -> Ipc:
+        return EmulatedIpc(self._recorder)
 
     def pinned(self, size: int) -> torch.Tensor:
         return self._recorder.pinned(size)

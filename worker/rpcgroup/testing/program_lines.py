@@ -23,6 +23,7 @@ _RECORDER = {
         "current_streams",
         "device_tensor",
         "emulated_cuda",
+        "emulated_ipc",
         "emulated_streams",
         "emulated_tensors",
         "program_lines",

@@ -14,7 +14,7 @@ import ctypes
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -28,7 +28,7 @@ from rpcgroup.testing.current_streams import CurrentStreams
 from rpcgroup.testing.device_tensor import Block, DeviceTensor, span_of
 from rpcgroup.testing.program_lines import program_lines
 from rpcgroup.testing.recorded_streams import Hold, RecordedEvent, RecordedStream, StreamPool
-from rpcgroup.testing.stream_order import EVERYTHING, Memory, Span, StreamOrder, Use
+from rpcgroup.testing.stream_order import EVERYTHING, Lane, Memory, Span, StreamOrder, Use
 
 __all__ = ["Hold", "RecordingDevice", "recording_device"]
 
@@ -268,6 +268,31 @@ class RecordingDevice:
 
     def default_stream(self, device: torch.device) -> RecordedStream:
         return self._pool.defaults[device]
+
+    def read_elsewhere(self, tensor: DeviceTensor, event: RecordedEvent) -> Callable[[], None]:
+        """Another process reads it, behind the event; until what this gives is called, which tells that it has."""
+        lane = Lane("a stream of another process")
+        with self._locked():
+            self._order.wait(lane, event.clock)
+            use = Use(tensor.block.memory, span_of(tensor), writes=False)
+            self._order.enqueue(lane, f"another process {program_lines()}", [use])
+
+        def read() -> None:
+            with self._locked():
+                self._order.synchronize(lane.clock)
+
+        return read
+
+    def written_elsewhere(
+        self, inner: torch.Tensor, device: torch.device, time: float
+    ) -> tuple[DeviceTensor, RecordedEvent]:
+        """Memory of another process, and its event, which is done by then."""
+        lane = Lane("a stream of another process")
+        memory = Memory(f"memory of another process, {inner.nbytes} B of {device}")
+        with self._locked():
+            self._order.enqueue(lane, "another process", [Use(memory, EVERYTHING, writes=True)])
+            event = RecordedEvent(self._order.snapshot(lane), frozenset(), time)
+        return DeviceTensor(self, device, inner, Block(memory, lambda memory: None)), event
 
     def drain(self, stream: RecordedStream) -> None:
         """The host waits for all that is enqueued on it."""
