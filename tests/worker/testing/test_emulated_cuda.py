@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rpcgroup.cuda.runtime import current_runtime
+from rpcgroup.cuda.sharing import answer_probe
 from rpcgroup.testing.emulated_cuda import CYCLES_PER_SECOND, emulate_cuda
 from rpcgroup.testing.recording_device import RecordingDevice
 
@@ -163,6 +164,17 @@ def the_products_runtime_is_that_of_cuda(device: RecordingDevice) -> None:
     runtime.synchronize(runtime.record(stream))
     assert bytes(runtime.host_memory(pinned)) == bytes(range(8))
     assert len(device.violations) == 1
+
+
+@check
+def memory_is_shared_as_the_product_does_it(device: RecordingDevice) -> None:
+    runtime: Any = current_runtime()
+    ipc, place = runtime.ipc(), torch.device("cuda", 1)
+    tensor = torch.arange(32, dtype=torch.uint8, device=place)
+    export = ipc.export(tensor)
+    assert answer_probe(runtime, ipc, export.blob) == bytes(range(32))
+    export.end()
+    device.check()
 
 
 def run(function: Check) -> None:

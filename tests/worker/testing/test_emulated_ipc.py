@@ -23,7 +23,8 @@ def test_what_is_exported_is_opened() -> None:
     ipc = EmulatedIpc(there)
     assert ipc.device_of(export.blob) == ONE
     opened, event = ipc.open(export.blob)
-    there.wait(there.current_stream(ONE), event)
+    assert event.recorded is not None
+    there.wait(there.current_stream(ONE), event.recorded)
     assert opened.device == ONE
     assert opened.tolist() == list(range(100))
     export.end()
@@ -40,7 +41,8 @@ def test_the_importer_has_to_wait_for_the_exporter() -> None:
     here.sleep(stream, 60)
     export = EmulatedIpc(here).export(tensor)
     opened, event = EmulatedIpc(there).open(export.blob)
-    assert not there.is_done(event)
+    assert event.recorded is not None
+    assert not there.is_done(event.recorded)
     there.empty(100, ONE).copy_(opened)
     assert "another process" in there.violations[0]
     export.end()

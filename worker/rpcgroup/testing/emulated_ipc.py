@@ -16,7 +16,7 @@ import torch
 
 from rpcgroup.cuda.ipc import Export
 from rpcgroup.testing.device_tensor import DeviceTensor
-from rpcgroup.testing.recorded_streams import RecordedEvent
+from rpcgroup.testing.emulated_streams import Event
 from rpcgroup.testing.recording_device import RecordingDevice
 
 __all__ = ["EmulatedIpc"]
@@ -53,7 +53,7 @@ class EmulatedIpc:
             raise ValueError(f"the device {index} is none of this process")
         return torch.device("cuda", index)
 
-    def open(self, blob: bytes) -> tuple[torch.Tensor, RecordedEvent]:
+    def open(self, blob: bytes) -> tuple[torch.Tensor, Event]:
         _, process, descriptor, size, time = _BLOB.unpack(blob)
         file = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR)
         try:
@@ -61,7 +61,9 @@ class EmulatedIpc:
         finally:
             os.close(file)
         inner = torch.frombuffer(memory, dtype=torch.uint8)
-        return self._recorder.written_elsewhere(inner, self.device_of(blob), time)
+        event = Event()
+        tensor, event.recorded = self._recorder.written_elsewhere(inner, self.device_of(blob), time)
+        return tensor, event
 
     def close(self) -> None:
         pass
