@@ -8,7 +8,6 @@ Source: PyTorch's notes on sharing CUDA tensors (`torch.multiprocessing`), and `
 from __future__ import annotations
 
 import struct
-import threading
 from collections import OrderedDict
 from functools import cached_property
 from typing import Any, Final
@@ -39,7 +38,6 @@ and so does `Export.end`; a count below 0 is taken for a large one, and the memo
 class TorchIpc:
     def __init__(self) -> None:
         keep_in_children(self)
-        self._lock = threading.Lock()  # guards _mapped, _closed, and that no two threads map the same
         self._closed = False
         self._mapped: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         """Allocations of the peer by their handles, that used last at the end. To map one takes longer than most
@@ -86,25 +84,24 @@ class TorchIpc:
 
     def _map(self, device: torch.device, handle: bytes, end: int) -> torch.Tensor:
         """An allocation of the peer, at least its first `end` bytes."""
-        with self._lock:
-            mapped = self._mapped.pop(handle, None)
-            if mapped is None or mapped.nbytes < end:
-                # How long an allocation is its handle does not say; one that is mapped already is not mapped again.
-                storage = torch.UntypedStorage._new_shared_cuda(
-                    device.index, handle, end, 0, _NO_COUNTER, 0, b"", False
-                )
-                mapped = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
-            if not self._closed:
-                self._mapped[handle] = mapped
-            surplus = [self._mapped.popitem(last=False)[1] for _ in range(len(self._mapped) - MAPPED)]
-        _unmap(surplus)
+        # Without a lock: what two threads map at once, torch maps once.
+        mapped = self._mapped.pop(handle, None)
+        if mapped is None or mapped.nbytes < end:
+            # How long an allocation is its handle does not say; one that is mapped already is not mapped again.
+            storage = torch.UntypedStorage._new_shared_cuda(
+                device.index, handle, end, 0, _NO_COUNTER, 0, b"", False
+            )
+            mapped = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
+        self._mapped[handle] = mapped
+        if self._closed:  # looked at after it could be seen: one of the two unmaps it
+            self.close()
+        _unmap([self._mapped.popitem(last=False)[1] for _ in range(len(self._mapped) - MAPPED)])
         return mapped
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            mapped, self._mapped = list(self._mapped.values()), OrderedDict()
-        _unmap(mapped)
+        self._closed = True
+        mapped, self._mapped = self._mapped, OrderedDict()
+        _unmap([mapped.popitem()[1] for _ in range(len(mapped))])
 
 
 def _unmap(mapped: list[torch.Tensor]) -> None:
