@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rpcgroup.agent import invocation
+from rpcgroup.agent import callee_functions
 from rpcgroup.agent.agent import Agent
 from rpcgroup.agent.pool import BASE_THREADS
 from rpcgroup.errors import PeerUnreachableError
@@ -47,7 +47,7 @@ def wait_for_answer_now() -> None:
 def test_a_definition_that_loads_slowly_is_not_overtaken_by_its_call(
     a: Agent, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = invocation.load_function
+    load = callee_functions.load_function
     takeovers = cluster.agent("b").reactor.takeovers
 
     def load_after_a_takeover(description: bytes) -> Any:
@@ -56,7 +56,7 @@ def test_a_definition_that_loads_slowly_is_not_overtaken_by_its_call(
             threading.Event().wait(0.001)
         return load(description)
 
-    monkeypatch.setattr(invocation, "load_function", load_after_a_takeover)
+    monkeypatch.setattr(callee_functions, "load_function", load_after_a_takeover)
     assert a.rpc_sync("b", add, (1, 2)) == 3
 
 

@@ -17,8 +17,8 @@ import torch
 
 from rpcgroup.agent.autograd_port import ForwardedSession
 from rpcgroup.agent.autograd_requests import AutogradRequests
+from rpcgroup.agent.callee_functions import CalleeFunctions
 from rpcgroup.agent.device_requests import DeviceRequests, events_of
-from rpcgroup.agent.link import KEYWORDS
 from rpcgroup.agent.monitor import TICK
 from rpcgroup.agent.serving import run_served, servings
 from rpcgroup.agent.session import Function, Session
@@ -26,7 +26,6 @@ from rpcgroup.autograd.context import DistAutogradContext
 from rpcgroup.autograd.messages import head_of, unwrap
 from rpcgroup.errors import (
     CallTimeoutError,
-    DrainedError,
     RemoteProtocolError,
     RpcGroupError,
     SerializationError,
@@ -35,7 +34,6 @@ from rpcgroup.rref.uses import AsyncResult
 from rpcgroup.wire.exceptions import describe_exception, rebuild_exception
 from rpcgroup.wire.forms import FORMAT_MASK
 from rpcgroup.wire.frames import Body, Frame
-from rpcgroup.wire.functions import load_function
 from rpcgroup.wire.messages import MessageType
 from rpcgroup.wire.scripts import is_scripted
 
@@ -47,8 +45,6 @@ __all__ = ["Invocation"]
 
 QUICK: Final = TICK / 4
 """Seconds: a run in the pool that stays below takes one off what its function owes."""
-DEFINITION_SECONDS: Final = 1.0
-"""How long a call waits for the definition that another thread has read."""
 
 WRAPPED: Final = frozenset(
     (
@@ -71,7 +67,7 @@ class Invocation:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._codec = agent.codec
-        self._functions: dict[Any, Function] = {}
+        self._functions = CalleeFunctions(agent)
         self.served = 0
         """Calls whose function has run; may miss some under concurrent runs, it is a statistic."""
         self.on_failure: Callable[[BaseException], None] = lambda exc: None
@@ -88,7 +84,7 @@ class Invocation:
             MessageType.RREF_FORK_REQUEST: self._reference_message,
             MessageType.FORWARD_AUTOGRAD_REQ: self._forward_request,
             **AutogradRequests(agent, self.fail).handlers(),
-            MessageType.DEFINE_FUNCTION: self._define,
+            MessageType.DEFINE_FUNCTION: self._functions.define,
             MessageType.CANCEL: self._cancel,
             MessageType.GOODBYE: self._goodbye,
         }
@@ -180,7 +176,7 @@ class Invocation:
         _, flags, id, number, _, body = frame
         pending: list[Any] = []
         try:
-            function, args, kwargs = self._decode(session, flags, number, body, pending)
+            function, args, kwargs = self._functions.decode(session, flags, number, body, pending)
         except BaseException as exc:
             self.fail(session, id, exc)
             return
@@ -265,52 +261,12 @@ class Invocation:
 
         result.add_done_callback(done)
 
-    def _decode(
-        self, session: Session, flags: int, number: int, body: Body | None, pending: list[Any]
-    ) -> tuple[Function, tuple[Any, ...], dict[str, Any] | None]:
-        """The function and its arguments; what has to be confirmed first is put into `pending`."""
-        values: tuple[Any, ...] = ()
-        if flags:
-            receive = partial(self._receive, session, pending)
-            values = self._codec.decode(flags & FORMAT_MASK, body, receive, session.adopt)
-        if self._agent.refuses_calls:
-            raise DrainedError(f"{self._agent.name} is leaving and did not run the call: try another worker")
-        if not number:
-            call, args, kwargs = values
-            return Function(call), args, kwargs
-        function = session.functions.get(number)
-        if function is None or function.call is None:
-            function = self._load(session, number)
-        if flags & KEYWORDS:
-            args, kwargs = values
-            return function, args, kwargs
-        return function, values, None
-
     def _resumed(self, frame: Frame, values: Any, run: Callable[[], None]) -> Callable[[], None]:
         """`run` for another thread, in the order of devices, with the values of the frame."""
         on_devices, events = self._agent.on_devices, events_of(frame)
         if on_devices is None:
             return run
         return on_devices.resumed((events.tensors if events is not None else (), values), run)
-
-    def _load(self, session: Session, number: int) -> Function:
-        """The function of a definition; raises what loading it raises."""
-        deadline = time.monotonic() + DEFINITION_SECONDS
-        while (function := session.functions.get(number)) is None:
-            # It came before this call; the thread that took it was a leader until a moment ago.
-            if time.monotonic() > deadline:
-                raise RemoteProtocolError(f"function number {number} was never defined on this channel")
-            time.sleep(TICK)
-        if function.call is None:
-            call = load_function(function.description)
-            function = session.functions[number] = self._functions.setdefault(call, Function(call))
-        return function
-
-    def _receive(self, session: Session, pending: list[Any], forks: list[Any]) -> list[Any]:
-        references, unconfirmed = session.forks.receive(forks)
-        if unconfirmed is not None:
-            pending.append(unconfirmed)
-        return list(references)
 
     def _when_confirmed(self, session: Session, id: int, pending: list[Any], run: Callable[[], None]) -> None:
         """Run in the pool once the owners of its references know of them."""
@@ -344,7 +300,7 @@ class Invocation:
         references, on_devices = self._agent.references, self._agent.on_devices
         pending: list[Any] = []
         try:
-            function, values, kwargs = self._decode(session, flags, number, body, pending)
+            function, values, kwargs = self._functions.decode(session, flags, number, body, pending)
             creation, bounds_function, args = values[0], values[1], values[2:]
             rref = references.accept_remote(creation, session.peer.incarnation)
         except BaseException as exc:
@@ -474,10 +430,6 @@ class Invocation:
             thread.context = outer
 
     # -- the channel's own --------------------------------------------------------------------------------
-
-    def _define(self, session: Session, frame: Frame) -> None:
-        _, _, _, number, _, body = frame
-        session.functions[number] = Function(None, body.data if body is not None else b"")
 
     def _cancel(self, session: Session, frame: Frame) -> None:
         _, _, id, _, _, _ = frame
