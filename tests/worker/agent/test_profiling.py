@@ -130,6 +130,24 @@ def test_operators_and_scripted_functions(
     assert named(profiled.function_events, "#remote_op: aten::")
 
 
+def test_a_reference_that_is_there_at_once_is_one_event(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = agents["a"]
+    remote = agent.remote
+
+    def remote_and_wait(*args: Any) -> Any:
+        rref = remote(*args)
+        rref._get_future().wait()
+        return rref
+
+    monkeypatch.setattr(agent, "remote", remote_and_wait)
+    with profile() as profiled:
+        make("remote", "b", work)
+    (call,) = [event for event in profiled.function_events if not event.is_remote and "rpc_" in event.name]
+    assert call.name == "rpc_remote#work(a -> b)"
+
+
 @pytest.mark.parametrize("function", [nested, nested_async])
 def test_calls_of_the_callee_are_in_its_events(cluster: LocalCluster, function: Any) -> None:
     with profile() as profiled:

@@ -124,7 +124,9 @@ def remote(
     def created(done: Future[Any]) -> None:
         try:
             done.wait()
-            agent.rpc_async(to, take_events, (token,), None, 0).add_done_callback(taken)
+            with unrecorded():  # where the reference was made at once, this is the thread that records
+                events = agent.rpc_async(to, take_events, (token,), None, 0)
+            events.add_done_callback(taken)
         except BaseException:
             arrived.set_result(None)
 
