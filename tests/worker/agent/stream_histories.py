@@ -62,6 +62,10 @@ class World:
         self.leaves = {
             name: [self._leaf(random, leaf) for leaf in leaves] for name, leaves in self.plain_leaves.items()
         }
+        # torch 2.15 makes the node of a leaf when it is first used, under a lock for which it then wants the GIL; a
+        # custom Function's `apply` waits for that lock with the GIL. So the users, which share them, are not the first.
+        both = [*self.plain_leaves.values(), *self.leaves.values()]
+        self._uses = [leaf.view_as(leaf) for leaves in both for leaf in leaves if leaf.requires_grad]
 
     def _leaf(self, random: Random, plain: torch.Tensor) -> torch.Tensor:
         leaf = self.device.tensor(plain, random.choice(self.devices)).requires_grad_(plain.requires_grad)

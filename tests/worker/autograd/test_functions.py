@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 
+from rpcgroup.autograd import functions
 from rpcgroup.autograd.functions import RecvInfo, Send, attach_recv, is_recv
 
 INFO = RecvInfo(1, 2, 3, 2)
@@ -55,3 +56,15 @@ def test_a_send_keeps_the_graph_and_not_the_data(layout: str) -> None:
     gc.collect()
     assert send.next_functions[0][0].variable is leaf
     assert send.next_functions[1][0].next_functions[0][0] is not None
+
+
+def test_a_leaf_is_not_used_first_by_what_keeps_the_gil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch 2.15 that and another first use of the leaf can wait for each other, and with them all threads."""
+
+    def keep_the_gil(tensor: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a custom Function is applied to a leaf")
+
+    monkeypatch.setattr(functions._Owner, "apply", keep_the_gil)
+    leaf = torch.ones(2, requires_grad=True)
+    ((node, number),) = Send(7, [leaf]).next_functions
+    assert node.variable is leaf and number == 0

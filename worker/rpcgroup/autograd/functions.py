@@ -37,7 +37,11 @@ class Send:
 def _edge(tensor: torch.Tensor) -> tuple[Any, int]:
     if tensor.grad_fn is None:
         with torch.enable_grad():
-            owner = _Owner.apply(tensor)  # has a name: the node lives as long as it does
+            # An op where there is one, since `apply` keeps the GIL. The first use of a leaf makes its node, under a
+            # lock of the leaf's for which torch 2.15 then wants the GIL: two first uses could wait for each other.
+            plain = tensor.layout is torch.strided
+            # It has a name: the node lives as long as it does.
+            owner: Any = tensor.view_as(tensor) if plain else _Owner.apply(tensor)
         edge: tuple[Any, int] = owner.grad_fn.next_functions[0]
         return edge
     return tensor.grad_fn, tensor.output_nr
