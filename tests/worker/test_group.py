@@ -13,6 +13,7 @@ import torch
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from rpcgroup.agent.agent import Agent
+from rpcgroup.changes import Changes
 from rpcgroup.errors import (
     DeviceMapError,
     DrainedError,
@@ -31,8 +32,9 @@ from rpcgroup.membership.memory import MemoryGroup, MemoryRendezvous
 from rpcgroup.membership.record import MemberRecord, MemberState
 from rpcgroup.membership.rendezvous import DrainRequest
 from rpcgroup.membership.store.client import StoreClient
+from rpcgroup.membership.store.dynamic import DynamicRendezvous
 from rpcgroup.membership.store.static import StaticRendezvous
-from rpcgroup.membership.tracker import ChangeKind
+from rpcgroup.membership.tracker import Change, ChangeKind
 from rpcgroup.testing.cluster import LocalCluster
 from rpcgroup.testing.faults import FaultyTransport
 from rpcgroup.transport.memory import MemoryTransport
@@ -40,7 +42,11 @@ from rpcgroup.transport.tcp import TcpTransport
 
 PATIENCE = 30.0
 
+IN_TIME = 10.0
+"""Seconds; less than a connection is held."""
+
 gates: dict[str, Future[Any]] = {}
+relays: dict[str, Agent] = {}
 runs: list[Any] = []
 
 
@@ -65,6 +71,12 @@ def note(x: Any) -> Any:
 def when_opened(gate: str) -> Future[Any]:
     runs.append(gate)
     return gates[gate]
+
+
+def relay(by: str, to: str, x: torch.Tensor) -> torch.Tensor:
+    """Called at the worker `by`, which calls `to`."""
+    result: torch.Tensor = relays[by].rpc_sync(to, torch.mul, (x, 2))
+    return result
 
 
 def names(group: Group) -> list[str]:
@@ -536,6 +548,82 @@ def test_progress_is_published(cluster: LocalCluster) -> None:
     group = cluster["a"]
     group._stats._publish()
     assert json.loads(place.stats()["a"])["progress"] == {"step": 4, "loss": 0.5}
+
+
+# In what order it is told.
+
+
+def test_who_is_told_of_a_member_can_rely_on_it(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent knows before anybody is told: a call then reaches who has come, and is told who has gone."""
+    known: list[tuple[str, ChangeKind, bool]] = []
+    agent = cluster.agent("a")
+
+    def put(changes: Changes, change: Change) -> None:
+        name, incarnation = change.member.name, change.member.incarnation
+        is_known = agent.members.get(name) is not None
+        assert is_known == (agent.members.of_incarnation(incarnation) is not None)
+        known.append((name, change.kind, is_known))
+
+    monkeypatch.setattr(Changes, "put", put)
+    with cluster["a"].changes():
+        assert agent.rpc_sync("c", echo, (1,)) == 1
+        cluster.join("d")
+        cluster.leave("d")
+        cluster.evict("c")
+        until(lambda: len(known) == 4)
+    come_and_gone = [("d", ChangeKind.JOINED, True), ("d", ChangeKind.DRAINING, True)]
+    assert known == [*come_and_gone, ("d", ChangeKind.LEFT, False), ("c", ChangeKind.DIED, False)]
+
+
+def places() -> dict[str, Callable[[], Callable[[], Any]]]:
+    """By kind: what makes a place, which gives seats at it."""
+
+    def memory() -> Callable[[], Any]:
+        return partial(MemoryRendezvous, MemoryGroup())
+
+    def store() -> Callable[[], Any]:
+        return partial(DynamicRendezvous, StoreClient(HashStore()), 0.02)
+
+    return {"memory": memory, "store": store}
+
+
+@pytest.mark.parametrize("kind", places())
+def test_one_that_has_stopped_does_not_hold_up_the_news(kind: str) -> None:
+    """That a worker has died is something to tell others; one of them does not read, and its socket is full."""
+    new_seat = places()[kind]()
+    network = FaultyTransport(MemoryTransport())
+    with ExitStack() as leaving:
+        groups: dict[str, Group] = {}
+        seats = {name: new_seat() for name in "abcd"}
+
+        def join(name: str) -> None:
+            groups[name] = group = new_group(name, seats[name], network)
+            group.join(MemberRecord(name=name, address=group.agent.address))
+            group.serve()
+            leaving.callback(group.leave, False)
+
+        for name in "abc":
+            join(name)
+        for name in "abc":
+            groups[name].wait_for(3, timeout=PATIENCE)
+        a, b, c = (groups[name].agent for name in "abc")
+        relays["a"] = a
+        context = b.autograd.new_context()
+        b.rpc_sync("a", relay, ("a", "c", torch.ones(2, requires_grad=True)))
+        assert c.autograd.has(context.id), "so a tells c when b has died"
+        changes = groups["a"].changes()
+        network.hold(c.address)
+        leaving.callback(network.restore, c.address)
+        seats["b"].close()
+        b.close()
+        seats["d"].evict("b")
+        assert changes.get(IN_TIME).member.name == "b"  # type: ignore[union-attr]
+        until(lambda: not a.autograd.has(context.id))
+        join("d")
+        assert changes.get(IN_TIME).member.name == "d"  # type: ignore[union-attr]
+        assert a.rpc_sync("d", echo, (1,)) == 1
 
 
 # Static groups: three members in one process over TCP, whose connections end as those of processes do.

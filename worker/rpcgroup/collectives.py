@@ -131,11 +131,11 @@ class Collectives:
             return sum(len(g.given.keys() - {self._agent.name}) for g in self._gatherings.values())
 
     def members_changed(self) -> None:
-        """Somebody may not come any more."""
+        """Somebody may not come any more. Does not block: the answers to those who wait are another thread's."""
         with self._lock:
             if not self._gatherings:
                 return
-        self._settle_complete()
+        self._agent.chores.submit(self._settle_complete)
 
     def is_lost(self, name: str) -> bool:
         """Whether nobody of that name can be expected to come. Blocks where it has to connect to find out."""

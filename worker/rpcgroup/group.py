@@ -353,30 +353,30 @@ class Group:
             _log.info("%s looks dead, and the rendezvous was not told: %s", record.name, exc)
 
     def _apply(self, events: Sequence[TrackerEvent], epoch: int = 0) -> list[MemberRecord]:
-        """Bring tracker and agent up to date; returns the members whose record has gone without a word."""
+        """Bring tracker and agent up to date, then tell who listens; returns the members whose record has gone
+        without a word. Does not block.
+
+        The agent first: whoever hears that a member has come can call it, and whoever hears that one has gone is
+        told so by a call.
+        """
         with self._changed:
             before = {r.incarnation for r in self._tracker.missing}
             changes = [change for event in events for change in self._tracker.handle(event)]
             self._epoch = max(self._epoch, epoch)
             for change in changes:
-                for subscriber in self._subscribers:
-                    subscriber.put(change)
+                self._remove(change)
             for record in self._tracker.members.values():
                 self.agent.add_member(record)
+            for change in changes:
+                for subscriber in self._subscribers:
+                    subscriber.put(change)
             missing = [r for r in self._tracker.missing if r.incarnation not in before]
             self._changed.notify_all()
-        for change in changes:
-            self._log_and_remove(change)
         if events:
             self.collectives.members_changed()
-        if any(change.kind in (ChangeKind.LEFT, ChangeKind.DIED) for change in changes):
-            with self._lock:
-                # Other news may have brought one back before it was removed from the agent.
-                for record in self._tracker.members.values():
-                    self.agent.add_member(record)
         return missing
 
-    def _log_and_remove(self, change: Change) -> None:
+    def _remove(self, change: Change) -> None:
         if change.member.name == self.name:
             return  # evicted by mistake: the seat puts the record back, and I know that I live
         if change.kind is ChangeKind.LEFT:

@@ -32,6 +32,7 @@ from rpcgroup.agent.recording import install as install_recording
 from rpcgroup.agent.recording import recordings
 from rpcgroup.agent.recording import uninstall as uninstall_recording
 from rpcgroup.agent.reference_port import ReferencePort
+from rpcgroup.agent.session import Session
 from rpcgroup.autograd.container import Container, CurrentContext
 from rpcgroup.cuda.runtime import current_runtime
 from rpcgroup.errors import NotInitializedError, PeerUnreachableError
@@ -266,34 +267,42 @@ class Agent:
     # -- the group ----------------------------------------------------------------------------------------
 
     def add_member(self, record: MemberRecord) -> None:
-        """It can be called from now on; of one name, the latest incarnation counts."""
+        """It can be called from now on; of one name, the latest incarnation counts. Does not block."""
         known = self.members.get(record)
-        if known is not None:
-            if known.incarnation == record.incarnation:
-                known.record = record
-                return
-            self.connections.unready(known.record)
-            # Not in this thread: it ends calls and sends, and the caller may hold what that needs.
-            why = f"was replaced by its incarnation {record.incarnation}"
-            self.chores.submit(partial(self.remove_member, known.record, why))
+        if known is not None and known.incarnation == record.incarnation:
+            known.record = record
+            return
         self.members.add(Peer(self, record))
+        if known is not None:
+            self.remove_member(known.record, f"was replaced by its incarnation {record.incarnation}")
         self._choose_devices()
 
     def remove_member(self, record: MemberRecord, why: str, in_order: bool = False) -> None:
-        """It left (`in_order`) or died: pending and later calls fail, and what it held is reclaimed."""
+        """It left (`in_order`) or died: from here on it is called no more.
+
+        Does not block: a thread that may sees to it that pending calls fail, and that what it held is reclaimed.
+        """
         peer = self.members.remove(record, why, in_order)
         if peer is None:
             return
+        peer.gone = why
+        self.connections.unready(record)
         self._choose_devices()
         if self.accelerator is not None:
             self.accelerator.forget(record.incarnation)
             if self.members.get(record) is None:
                 self.accelerator.traffic.forget(record.name)
-        peer.leave(why)
-        self.connections.end_sessions_of(record.incarnation)
+        # Those of now: whoever comes back begins new ones.
+        self.chores.submit(partial(self._part_with, peer, self.connections.sessions_of(record.incarnation)))
+
+    def _part_with(self, peer: Peer, sessions: list[Session]) -> None:
+        """This ends calls, runs their callbacks, and sends to others."""
+        peer.leave()
+        for session in sessions:
+            session.close()
         if self.references is not None and not self._closed:
-            self.references.member_died(record.incarnation)
-            self.autograd.member_died(record.incarnation)
+            self.references.member_died(peer.incarnation)
+            self.autograd.member_died(peer.incarnation)
 
     def _find_accelerator(self) -> Accelerator | None:
         runtime = current_runtime()

@@ -82,9 +82,9 @@ class Connections:
         agent.on_unreachable(peer.name, peer.incarnation)
 
     def make_ready(self, to: Target, link: Link) -> None:
-        """Calls to that target find the link, unless it has failed."""
+        """Calls to that target find the link, unless it has failed, or its peer is no member any more."""
         self.ready[to] = link
-        if link.failure is not None:
+        if link.failure is not None or link.peer.gone:
             self.ready.pop(to, None)
 
     def unready(self, record: MemberRecord) -> None:
@@ -138,10 +138,8 @@ class Connections:
     def forget_session(self, session: Session) -> None:
         self._sessions.pop((session.peer.incarnation, session.channel_id), None)
 
-    def end_sessions_of(self, incarnation: int) -> None:
-        for session in self.sessions():
-            if session.peer.incarnation == incarnation:
-                session.close()
+    def sessions_of(self, incarnation: int) -> list[Session]:
+        return [session for session in self.sessions() if session.peer.incarnation == incarnation]
 
     @property
     def in_flight(self) -> int:

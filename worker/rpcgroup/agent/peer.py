@@ -67,12 +67,11 @@ class Peer:
         """The link has failed for good."""
         self.agent.connections.link_lost(self, link)
 
-    def leave(self, why: str) -> None:
-        """It is no longer a member: pending and later calls fail."""
-        self.gone = why
+    def leave(self) -> None:
+        """It is `gone`: pending calls fail, too."""
         link = self._link
         if link is not None and link.failure is None:
-            link.fail(PeerUnreachableError(f"{self.name} {why}"))
+            link.fail(PeerUnreachableError(f"{self.name} {self.gone}"))
 
     # -- connecting ---------------------------------------------------------------------------------------
 
