@@ -3,10 +3,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from rpcgroup.cuda.inbound import Arrivals
 from rpcgroup.cuda.outbound import Departure
 from rpcgroup.errors import PeerUnreachableError
 from rpcgroup.testing.cluster import LocalCluster
@@ -61,6 +63,34 @@ def test_everybody_sends_to_everybody_and_all_pinned_memory_comes_back(transport
         assert not wrong
         pools = [cluster.agent(name).accelerator.pool for name in NAMES]
         assert wait_until(lambda: not any(pool.in_use for pool in pools)), [pool.in_use for pool in pools]
+
+
+def total(tensors: list[torch.Tensor]) -> float:
+    return float(sum(tensor.sum().item() for tensor in tensors))
+
+
+def test_an_announcement_that_all_its_chunks_overtake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system does not run the thread that has read it for a while, so another one leads."""
+    chunks = 100
+    come: list[int] = []
+    all_have_come = threading.Event()
+    expect, on_chunk = Arrivals.expect, Arrivals.on_chunk
+
+    def expect_late(arrivals: Arrivals, *args: Any) -> None:
+        assert all_have_come.wait(SECONDS)
+        expect(arrivals, *args)
+
+    def count(arrivals: Arrivals, *args: Any) -> None:
+        on_chunk(arrivals, *args)
+        come.append(args[1])
+        if len(come) == chunks:
+            all_have_come.set()
+
+    monkeypatch.setattr(Arrivals, "expect", expect_late)
+    monkeypatch.setattr(Arrivals, "on_chunk", count)
+    with recording_device() as device, LocalCluster(NAMES, transport="memory", device_maps=MAPS) as cluster:
+        sent = [device.tensor(torch.ones(10)) for _ in range(chunks)]
+        assert cluster.agent("a").rpc_sync("b", total, (sent,), timeout=SECONDS) == 10 * chunks
 
 
 def test_a_transfer_to_a_peer_that_is_lost_ends_and_gives_its_memory_back(

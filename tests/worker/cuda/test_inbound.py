@@ -159,14 +159,12 @@ def test_chunks_of_several_transfers_in_any_order(
             wire.depart(transfer, tensors)
         unannounced = list(sent)
         choose.shuffle(unannounced)
-        early = 0
         while unannounced or wire.under_way:
-            if unannounced and (not wire.under_way or early == EARLY_LIMIT or choose.random() < 0.4):
+            if unannounced and (not wire.under_way or choose.random() < 0.4):
                 transfer = unannounced.pop()
                 wire.expect(transfer, payloads_for(sent[transfer], targets[transfer]))
             else:
                 which = choose.randrange(len(wire.under_way))
-                early += wire.under_way[which][0] in unannounced
                 wire.deliver_one(which)
             if choose.random() < 0.3:
                 wire.timers.fire()
@@ -177,6 +175,17 @@ def test_chunks_of_several_transfers_in_any_order(
         assert not wire.arrivals.pending and not wire.refused and not wire.failed
         wire.timers.fire()
         assert wire.pool.in_use == wire.receiver_pool.in_use == 0
+
+
+def test_all_that_is_sent_may_come_before_it_is_announced(device: RecordingDevice) -> None:
+    wire = Wire(device, blocks=64)
+    tensors = [random_bytes(device, 30 * CHUNK), *(random_bytes(device, 1) for _ in range(2 * EARLY_LIMIT))]
+    wire.depart(1, tensors)
+    wire.deliver()
+    wire.expect(1, payloads_for(tensors, [1] * len(tensors)))
+    for sent, got in zip(tensors, arrived(wire, 1), strict=True):
+        assert torch.equal(sent.cpu(), got)
+    assert not wire.arrivals.pending
 
 
 def test_threads_at_once(device: RecordingDevice) -> None:

@@ -7,7 +7,6 @@ for each device.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -23,9 +22,9 @@ from rpcgroup.wire.payloads import IPC, Payload
 
 __all__ = ["Arrivals"]
 
-EARLY_LIMIT: Final = 16
-"""Messages kept whose transfer has not been announced: whoever handles the announcement can be overtaken by another
-thread for a moment. What stays here is of a transfer that nobody expects."""
+EARLY_LIMIT: Final = 64
+"""Transfers kept that have not been announced: whoever handles the announcement can be overtaken by another thread,
+and on a busy machine by all the chunks of the transfer. What stays here is of transfers that nobody expects."""
 
 
 class Arrivals:
@@ -54,8 +53,8 @@ class Arrivals:
             threading.Lock()
         )  # guards _transfers, _early, _closed; a transfer's is never taken inside
         self._transfers: dict[int, Arrival] = {}
-        self._early: deque[tuple[int, Callable[[], None]]] = deque(maxlen=EARLY_LIMIT)
-        """What came before its transfer was announced, the oldest first."""
+        self._early: dict[int, list[Callable[[], None]]] = {}
+        """What came before its transfer was announced, however much; the oldest transfer first."""
         self._closed = False
 
     @property
@@ -117,12 +116,7 @@ class Arrivals:
             if transfer_id in self._transfers:
                 raise RemoteProtocolError(f"transfer {transfer_id} is announced twice")
             self._transfers[transfer_id] = transfer
-            early = [action for id, action in self._early if id == transfer_id]
-            if early:
-                others = [entry for entry in self._early if entry[0] != transfer_id]
-                self._early.clear()
-                self._early.extend(others)
-        return early
+            return self._early.pop(transfer_id, [])
 
     def on_chunk(self, transfer_id: int, index: int, place: int, data: Any) -> None:
         """Bytes of a payload have come, in memory that is not used again before they are copied.
@@ -155,7 +149,9 @@ class Arrivals:
         with self._lock:
             transfer = self._transfers.get(transfer_id)
             if transfer is None and not self._closed:
-                self._early.append((transfer_id, again))
+                self._early.setdefault(transfer_id, []).append(again)
+                if len(self._early) > EARLY_LIMIT:
+                    del self._early[next(iter(self._early))]
             return transfer
 
     def _after(self, transfer_id: int, transfer: Arrival, outcome: Outcome | None) -> None:
