@@ -5,6 +5,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -212,6 +213,41 @@ def test_threads_at_once(device: RecordingDevice) -> None:
         thread.join(SECONDS)
     for sent, got in zip(tensors, arrived(wire, 1), strict=True):
         assert torch.equal(sent.cpu(), got)
+
+
+def test_nobody_waits_for_the_copy_of_another_chunk(
+    device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of the reactor that did would cost another one, for each chunk."""
+    wire = Wire(device, blocks=64)
+    tensors = [random_bytes(device, 4 * CHUNK)]
+    wire.depart(1, tensors)
+    wire.expect(1, payloads_for(tensors, [1]))
+    copying, go_on = threading.Event(), threading.Event()
+    copy = device.copy
+
+    def copy_slowly(target: torch.Tensor, source: torch.Tensor) -> None:
+        copying.set()
+        assert go_on.wait(SECONDS)
+        copy(target, source)
+
+    monkeypatch.setattr(device, "copy", copy_slowly)
+    first, others = (
+        threading.Thread(target=deliver) for deliver in (partial(wire.deliver_one, 0), wire.deliver)
+    )
+    first.start()
+    assert copying.wait(SECONDS)
+    others.start()
+    try:
+        others.join(SECONDS / 4)
+        assert not others.is_alive() and not wire.under_way
+        assert not wire.ready and wire.arrivals.pending == 1
+    finally:
+        go_on.set()
+        first.join(SECONDS)
+        others.join(SECONDS)
+    assert torch.equal(arrived(wire, 1)[0], tensors[0].cpu())
+    assert not wire.arrivals.pending
 
 
 def test_of_transfers_that_nobody_expects_not_much_is_kept(device: RecordingDevice) -> None:

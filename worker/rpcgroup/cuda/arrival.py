@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -24,8 +26,11 @@ INLET_PRIORITY: Final = -2
 """As high as that of other transfers, where a device has no more than two; of its own, so that none of those is put
 onto the stream of an inlet."""
 
+ALL: Final = sys.maxsize
+"""Of the chunks that are missing."""
+
 Outcome = Callable[[], None]
-"""Tells who waits what has become of a transfer; to be called without its lock."""
+"""Tells who waits what has become of a transfer."""
 
 
 class Inlets:
@@ -63,8 +68,19 @@ class Destination(NamedTuple):
     """Opens what senders share; None: they may not."""
 
 
+class _Step(NamedTuple):
+    action: Callable[[], None]
+    chunks: int = 0
+    """That are not missing any more, whatever becomes of it."""
+
+
 class Arrival:
-    """Waits for its chunks, then either ready or failed; of one that has failed, what still comes is swallowed."""
+    """Waits for its chunks, then either ready or failed; of one that has failed, what still comes is swallowed.
+
+    Thread-safe. What is to be done for it is done in order, by one thread at a time: who finds another at it leaves it
+    to that one. Were each chunk to wait for the copy of the one before, each would cost a thread: the reactor goes on
+    with the next as soon as one waits.
+    """
 
     def __init__(
         self,
@@ -74,8 +90,10 @@ class Arrival:
         failed: Callable[[Exception], None],
         released: Outcome,
     ) -> None:
-        self.lock = threading.Lock()
-        """Guards everything here, so that chunks find the tensors allocated."""
+        self._lock = threading.Lock()  # guards _lacking, _steps, _stepping; the rest is whose step it is
+        self._steps: deque[_Step] = deque([_Step(self._begin)])
+        """What is still to be done."""
+        self._stepping = False
         self._runtime = place.runtime
         self._inlets = place.inlets
         self._completions = place.completions
@@ -96,39 +114,68 @@ class Arrival:
         ]
         """Of each payload, 1 for each chunk that has not come."""
         self.missing = sum(map(len, self._lacking))
+        """Chunks that have not come, or whose turn has not."""
 
     def begin(self) -> Outcome | None:
-        outcome = self._advance(self._allocate)
-        if any(payload.path == IPC for payload in self._payloads):
-            self._let_go()
-        return outcome
+        """Allocate; before anything else, if something else has come already."""
+        return self._go_on()
 
     def fill(self, index: int, place: int, data: Any) -> Outcome | None:
         """Enqueue the copy of a chunk. Raises `RemoteProtocolError` where it is none of those that are missing."""
-        self._claim(index, place, len(data))
-        return self._advance(partial(self._copy, index, place, data))
+        with self._lock:
+            self._claim(index, place, len(data))
+            self._steps.append(_Step(partial(self._copy, index, place, data), 1))
+        return self._go_on()
 
     def fail(self, exc: Exception) -> Outcome | None:
-        if self._settled:
-            return None
-        self._settled = True
-        keep_where_failed(self._runtime, self._streams.values(), self._targets)
-        self._targets = []
-        return partial(self._failed, exc)
+        """What is missing does not come."""
+        with self._lock:
+            self._steps.append(_Step(partial(_raise, exc), ALL))
+        return self._go_on()
 
-    def _advance(self, step: Callable[[], None]) -> Outcome | None:
+    def _go_on(self) -> Outcome | None:
+        """Take all steps there are, unless somebody is at it."""
+        outcome = None
+        with self._lock:
+            if self._stepping:
+                return None
+            self._stepping = True
+        while True:
+            with self._lock:
+                if not self._steps:
+                    self._stepping = False
+                    return outcome
+                step = self._steps.popleft()
+            outcome = self._take(step) or outcome
+            del step  # it has what was received
+
+    def _take(self, step: _Step) -> Outcome | None:
+        self.missing = max(0, self.missing - step.chunks)
         if self._settled:
             return None
         try:
-            step()
+            step.action()
             if self.missing:
                 return None
             events = self._record()
         except Exception as exc:
             # Its frames, and those that called them, refer to tensors and to what was received.
-            return self.fail(exc.with_traceback(None))
+            return self._settle_failed(exc.with_traceback(None))
         self._settled = True
         return partial(self._ready, events)
+
+    def _settle_failed(self, exc: Exception) -> Outcome:
+        self._settled = True
+        keep_where_failed(self._runtime, self._streams.values(), self._targets)
+        self._targets = []
+        return partial(self._failed, exc)
+
+    def _begin(self) -> None:
+        try:
+            self._allocate()
+        finally:
+            if any(payload.path == IPC for payload in self._payloads):
+                self._let_go()
 
     def _stream(self, device: torch.device) -> Stream:
         stream = self._streams.get(device)
@@ -184,7 +231,6 @@ class Arrival:
         if size != expected:
             raise RemoteProtocolError(f"chunk {place} of payload {index} has {size} bytes, not {expected}")
         lacking[index][place] = 0
-        self.missing -= 1
 
     def _copy(self, index: int, place: int, data: Any) -> None:
         runtime = self._runtime
@@ -212,3 +258,7 @@ class Arrival:
                 runtime.wait(stream, runtime.record(inlet(device)))
             events[device] = runtime.record(stream or inlet(device))
         return Events(runtime, events, self._targets)
+
+
+def _raise(exc: Exception) -> None:
+    raise exc

@@ -49,9 +49,7 @@ class Arrivals:
         self._pool = pool
         self._ordinary = ordinary
         self._release = release
-        self._lock = (
-            threading.Lock()
-        )  # guards _transfers, _early, _closed; a transfer's is never taken inside
+        self._lock = threading.Lock()  # guards _transfers, _early, _closed
         self._transfers: dict[int, Arrival] = {}
         self._early: dict[int, list[Callable[[], None]]] = {}
         """What came before its transfer was announced, however much; the oldest transfer first."""
@@ -101,11 +99,11 @@ class Arrivals:
         self._begin(transfer_id, Arrival(self._destination, payloads, ready, failed, released))
 
     def _begin(self, transfer_id: int, transfer: Arrival) -> None:
-        with transfer.lock:
-            early = self._announce(transfer_id, transfer)
-            outcome = transfer.begin() if early is not None else None
-        self._after(transfer_id, transfer, outcome)
-        for action in early or ():
+        early = self._announce(transfer_id, transfer)
+        if early is None:
+            return
+        self._after(transfer_id, transfer, transfer.begin())
+        for action in early:
             action()
 
     def _announce(self, transfer_id: int, transfer: Arrival) -> list[Callable[[], None]] | None:
@@ -125,18 +123,13 @@ class Arrivals:
         """
         transfer = self._find(transfer_id, partial(self.on_chunk, transfer_id, index, place, data))
         if transfer is not None:
-            with transfer.lock:
-                outcome = transfer.fill(index, place, data)
-            self._after(transfer_id, transfer, outcome)
+            self._after(transfer_id, transfer, transfer.fill(index, place, data))
 
     def on_failed(self, transfer_id: int, exc: Exception) -> None:
         """The sender has failed: what is missing does not come."""
         transfer = self._find(transfer_id, partial(self.on_failed, transfer_id, exc))
         if transfer is not None:
-            with transfer.lock:
-                transfer.missing = 0
-                outcome = transfer.fail(exc)
-            self._after(transfer_id, transfer, outcome)
+            self._after(transfer_id, transfer, transfer.fail(exc))
 
     def close(self) -> None:
         """Drop everything; nobody is told."""
