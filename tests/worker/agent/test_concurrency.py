@@ -215,10 +215,9 @@ def test_a_member_that_leaves_while_it_is_being_connected_to_keeps_no_link(
     connect = peer._connect
 
     def connect_as_it_leaves() -> Any:
-        peer.leave("has left the group")
-        monkeypatch.setattr(peer, "gone", "")
         link = connect()
-        monkeypatch.setattr(peer, "gone", "has left the group")
+        peer.gone = "has left the group"
+        peer.leave()  # it sees no link yet
         return link
 
     monkeypatch.setattr(peer, "_connect", connect_as_it_leaves)
