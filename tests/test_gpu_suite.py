@@ -19,6 +19,17 @@ pytestmark = pytest.mark.timeout(
     600
 )  # several processes in turn that import torch, on a machine with two cores
 
+NEEDS_A_GPU = {
+    "test_a_worker_without_a_gpu_takes_part": "each process has emulated devices",
+    "test_a_function_runs_out_of_memory": "memory of the host has no such limit",
+    "test_an_argument_finds_no_memory": "memory of the host has no such limit",
+    "test_a_result_finds_no_memory_at_the_caller": "memory of the host has no such limit",
+    "test_a_cuda_error_reaches_the_caller_and_the_worker_serves_on": "operations of the host fail by themselves",
+    "test_transfers": "it pins and shares memory by CUDA itself",
+    "test_what_torchs_own_backend_passes": "torch's own backend needs a GPU",
+}
+"""Tests and modules of tests/gpu that emulated devices cannot run."""
+
 ROOT = Path(__file__).parents[1]
 SECONDS = 300.0
 ONLY_TORCH_AND_PYTEST = """
@@ -61,6 +72,30 @@ def test_it_needs_torch_and_pytest_only(tmp_path: Path) -> None:
     imports = "; ".join(f"import tests.gpu.{module}" for module in sorted(modules - {"conftest"}))
     done = run(tmp_path, "-c", f"import missing; {imports}")
     assert done.returncode == 0, done.stderr
+
+
+def test_it_passes_on_emulated_devices(tmp_path: Path) -> None:
+    """As it is, in all of its processes; memory is shared between them, too."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from rpcgroup.testing.emulated_cuda import emulate_cuda\nemulate_cuda(2)\n"
+    )
+    others = " or ".join(NEEDS_A_GPU)
+    done = run(
+        tmp_path,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-rsfE",
+        "--tb=short",
+        "-k",
+        f"not ({others})",
+        "tests/gpu",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 x an emulated device" in done.stdout
+    (skipped,) = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert "this pair shares its devices' memory" in skipped
 
 
 def test_its_workers_do_what_they_are_to_do_with_recorded_devices(tmp_path: Path) -> None:

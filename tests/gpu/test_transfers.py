@@ -66,7 +66,9 @@ def test_a_departure_waits_for_the_kernel_that_writes() -> None:
         tensor.fill_(7)
         _, departure = prepare(runtime, PinnedPool(runtime), 1, [(tensor, 0)])
     seen: list[bytes] = []
-    departure.run(lambda transfer_id, index, place, data: seen.append(bytes(data)), pytest.fail)
+    departure.run(
+        lambda transfer_id, index, place, data: seen.append(bytes(data)), lambda _, exc: pytest.fail(str(exc))
+    )
     assert seen == [b"\7" * SMALL]
 
 
