@@ -40,6 +40,13 @@ def test_the_file_is_what_the_model_says() -> None:
     assert (ROOT / "manifests/crd.yaml").read_text() == manifest(), "if the change is meant: make crd"
 
 
+def test_what_is_installed_without_helm_has_the_same_definition() -> None:
+    """All of it is compared where helm is: `tests/cluster/test_chart.py`."""
+    documents = yaml.safe_load_all((ROOT / "manifests/install.yaml").read_text())
+    (installed,) = [document for document in documents if document["kind"] == "CustomResourceDefinition"]
+    assert installed["spec"] == yaml.safe_load(manifest())["spec"], "make install-manifest"
+
+
 def test_every_node_is_structural() -> None:
     """As an API server demands: one type, or a number or text; nothing that refers or chooses."""
     for path, node in nodes("", SCHEMA):
