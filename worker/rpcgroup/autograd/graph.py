@@ -79,13 +79,18 @@ class LocalGraph:
         ready = [mask for mask in self._blocked if not mask & self._missing]
         found = [self._blocked.pop(mask) for mask in ready]
         indices = found[0] if len(found) == 1 else sorted(index for some in found for index in some)
-        nodes = [self._order[index] for index in indices]
-        early = self._early(nodes)
-        inner = [node for node in nodes if self.next[node]]
+        inner: list[Any] = []
+        terminals: list[Any] = []
+        for index in indices:
+            node = self._order[index]
+            (inner if self.next[node] else terminals).append(node)
+        early = self._early(inner) if self._blocked else ()
+        if not early:
+            return Stage([], inner, terminals)
         return Stage(
             [node for node in inner if node in early],
             [node for node in inner if node not in early],
-            [node for node in nodes if not self.next[node]],
+            terminals,
         )
 
     def can_run(self, node: Any) -> bool:
@@ -93,8 +98,6 @@ class LocalGraph:
 
     def _early(self, nodes: list[Any]) -> set[Any]:
         early: set[Any] = set()
-        if not self._blocked:
-            return early
         for node in reversed(nodes):
             for following, _ in self.next[node]:
                 if following is not None and (following in early or not self.can_run(following)):
