@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_what_cannot_be_run_is_an_error_in_a_line(program: str, code: int) -> No
     assert answer.stderr.startswith("error: ")
     assert program in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
+
+
+def test_a_script_without_its_interpreter_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    answer = rpcgroup("--", str(script))
+    assert (answer.returncode, answer.stderr) == (
+        127,
+        f"error: no program {str(script)!r} to run, or no interpreter for it\n",
+    )
 
 
 def test_nothing_to_run_is_a_usage_error() -> None:

@@ -78,3 +78,10 @@ def test_the_longest_role_counts_for_the_length_of_a_name() -> None:
 def test_messages_can_be_written_in_cel() -> None:
     """A message stands between double quotes there, on one line."""
     assert not [rule.expected for rule in RULES if "\n" in rule.expected or "\\" in rule.expected]
+
+
+def test_a_device_is_the_whole_of_its_name() -> None:
+    """`$` of Python's expressions stands before a last newline, too; an API server's does not."""
+    maps = [{"from": "worker", "to": "worker", "devices": {"cuda:0\n": "cuda:0"}}]
+    (line,) = contradictions(group(template=TEMPLATE, deviceMaps=maps))
+    assert line.startswith("spec.deviceMaps[0].devices: expected cpu or a device with its number")

@@ -31,7 +31,7 @@ def command(program: tuple[str, ...]) -> None:
     try:
         os.execvp(program[0], program)
     except FileNotFoundError:
-        _refuse(NOT_FOUND, f"no program {program[0]!r} to run: it is not on the PATH")
+        _refuse(NOT_FOUND, f"no program {program[0]!r} to run, or no interpreter for it")
     except OSError as exc:
         _refuse(NOT_EXECUTABLE, f"{program[0]} cannot be run: {exc.strerror}")
 

@@ -208,7 +208,7 @@ RULES: Final[Sequence[Rule]] = (
         of=DeviceMap,
         field="devices",
         expected="cpu or a device with its number, as in cuda:0, on both sides",
-        found=lambda device_map: (name for name in device_map.devices if not re.match(DEVICE, name)),
+        found=lambda device_map: (name for name in device_map.devices if not re.fullmatch(DEVICE, name)),
         kept=f"self.devices.all(d, d.matches('{DEVICE}'))",
         got=f"\"{{self.devices.map(d, d).filter(d, !d.matches('{DEVICE}'))[0]}}\"",
     ),
